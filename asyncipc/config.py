@@ -1,0 +1,88 @@
+"""Settings: frozen, validated when they are made, each number with its unit and its reason.
+
+Layer 0: imports nothing of the library.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+__all__ = ["NETWORK_LIMITS", "Limits", "Timeouts"]
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a session accepts and holds. The other side learns its part of them in the hello.
+
+    :ivar max_frame: bytes in one frame behind its header. Larger messages travel in parts.
+    :ivar max_message: bytes in one message with everything attached to it. The default suits a
+        private pair; listeners on a network use `NETWORK_LIMITS`, because a small packed body can
+        unpack to 70 times its size.
+    :ivar max_requests: requests of the other side being served at once. It queues what is beyond.
+    :ivar max_queued: calls that wait on this side for a free slot; one more is `RequestRefused`.
+    :ivar max_depth: how deep calls that serve calls of the same session may nest.
+    :ivar notification_credit: bytes of notifications the other side may have under way.
+    :ivar outbox: bytes waiting to be sent above which senders wait.
+    :ivar max_noise: bytes of noise between frames handed to ``on_noise`` in one piece.
+    :ivar stderr_tail: bytes of a child's stderr kept for error messages.
+    :ivar max_sessions: sessions a server holds at once, those still in their handshake included.
+    """
+
+    max_frame: int = 1 * MIB
+    max_message: int = 1024 * MIB
+    max_requests: int = 1024
+    max_queued: int = 100_000
+    max_depth: int = 128
+    notification_credit: int = 1 * MIB
+    outbox: int = 1 * MIB
+    max_noise: int = 64 * KIB
+    stderr_tail: int = 16 * KIB
+    max_sessions: int = 10_000
+
+    # A hello and a whole part header must fit in any frame; lengths on the wire are 32 bits.
+    _RANGES = {
+        "max_frame": (16 * KIB, 2**32 - 1),
+        "max_message": (16 * KIB, 2**48),
+        "notification_credit": (16 * KIB, 2**48),
+        "outbox": (16 * KIB, 2**48),
+    }
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            lowest, highest = self._RANGES.get(field.name, (1, 2**48))
+            _check_number(f"Limits.{field.name}", getattr(self, field.name), lowest, highest, int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long, in seconds, a step may take before it is given up.
+
+    :ivar handshake: from the connection to the end of hello and authentication.
+    :ivar goodbye: what ``aclose()`` leaves running handlers to finish.
+    :ivar terminate: between the steps of ending a child: stdin closed, SIGTERM, SIGKILL.
+    """
+
+    handshake: float = 10.0
+    goodbye: float = 5.0
+    terminate: float = 2.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_number(f"Timeouts.{field.name}", getattr(self, field.name), 0, math.inf, float)
+
+
+def _check_number(name: str, value: Any, lowest: float, highest: float, kind: type) -> None:
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise TypeError(f"{name} must be a number ({kind.__name__}), not {value!r}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} must be between {lowest} and {highest}, not {value!r}")
+
+
+# What a listener on a network accepts from strangers unless it is told otherwise.
+NETWORK_LIMITS: Final = Limits(
+    max_message=16 * MIB, max_requests=256, notification_credit=256 * KIB
+)

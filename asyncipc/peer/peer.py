@@ -1,0 +1,425 @@
+"""Peer: one side of any number of sessions; its handlers serve them all.
+
+Layer 3. Above: pools, services' daemons, the command line. Below: session, transport, process.
+"""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from asyncipc.config import NETWORK_LIMITS, Limits, Timeouts
+from asyncipc.errors import AddressError
+from asyncipc.peer.address import (
+    ExecAddress,
+    FdAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+)
+from asyncipc.peer.companion import ChildCompanion
+from asyncipc.peer.connecting import open_transport, retry_until
+from asyncipc.peer.listening import is_loopback, listen_tcp, listen_unix
+from asyncipc.peer.opening import Opening
+from asyncipc.peer.server import Server, Users
+from asyncipc.peer.spawning import Channel, spawn_child
+from asyncipc.peer.wrapping import Readable, Writable, wrap_streams
+from asyncipc.process.lifeline import arm_inherited_lifeline
+from asyncipc.process.stderr import StderrMode
+from asyncipc.session.handlers import Handlers
+from asyncipc.session.params import check_timeout
+from asyncipc.session.session import Session
+from asyncipc.session.settings import SessionSettings
+from asyncipc.transport import stdio
+from asyncipc.transport.base import Transport
+from asyncipc.transport.memory import memory_transports
+from asyncipc.transport.sockets import SocketTransport
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.json_codec import JSON
+from asyncipc.wire.msgpack_codec import MessagePack
+from asyncipc.wire.framing import new_read_buffer
+from asyncipc.wire.handshake import Role
+
+__all__ = ["Peer", "memory_pair"]
+
+RequestIds: TypeAlias = Iterator[object] | Callable[[], object]
+
+
+class Peer(Handlers):
+    """One side of any number of sessions: its handlers serve them all, its settings hold for all.
+
+    ``async with Peer() as peer`` closes what it opened. A peer may be made anywhere, also at
+    module level; its sessions belong to the event loop in which they are opened.
+
+    :param codec: ``"msgpack"``, ``"json"``, or an object with the methods of `Codec`; asked for
+        when this side connects. A listening side speaks all three.
+    :param timeout: seconds that a request waits for its answer by default; None for no limit
+    :param limits: what sessions accept and hold. By default `Limits`, and `NETWORK_LIMITS` for
+        sessions that come in over TCP.
+    :param timeouts: how long the steps of opening and closing may take
+    :param request_ids: an iterator, or a function without parameters, that gives each request an
+        id for logs and traces; the handler finds it as ``call.metadata["request_id"]``
+    :param tracebacks: send the tracebacks of failed handlers to their callers
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: str | Codec = "msgpack",
+        timeout: float | None = 30.0,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        request_ids: RequestIds | None = None,
+        tracebacks: bool = True,
+    ) -> None:
+        super().__init__()
+        check_timeout(timeout)
+        self._codec = codec
+        self._timeout = timeout
+        self._limits = limits
+        self._timeouts = timeouts if timeouts is not None else Timeouts()
+        self._request_ids = _id_source(request_ids)
+        self._tracebacks = tracebacks
+        _codecs(codec)  # an unknown name is an error here, not at the first session
+        self._settings: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, dict[Limits, SessionSettings]
+        ] = weakref.WeakKeyDictionary()
+        self._sessions: set[Session] = set()
+        self._servers: set[Server] = set()
+
+    # -- opening ---------------------------------------------------------------------------
+
+    def connect(
+        self,
+        address: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        token: str | bytes | None = None,
+        retry_for: float = 0,
+    ) -> Opening[Session]:
+        """Connect to a listening peer.
+
+        :param address: ``unix:/run/app.sock``, ``tcp:host:port``, ``fd:3`` (a connected stream
+            socket), or ``exec:program arguments`` (as `spawn`)
+        :param tls: a client-side context, for TCP
+        :param token: the secret that the listener asks for
+        :param retry_for: seconds for which to try again while nobody listens yet
+        :returns: to be awaited for a `Session`, or used as ``async with ... as session``
+        :raises AddressError: the address cannot be understood
+        :raises OSError: nobody listens there
+        :raises RemoteProtocolError: who listens there does not speak this protocol, or no common
+            version of it; `HandshakeTimeout` where no hello came in time
+        :raises AuthenticationError: the token was not accepted, or is missing
+        :raises SessionClosed: the other side hung up, or had too many sessions
+        :raises ssl.SSLError: TLS could not be agreed on
+        """
+        parsed = parse_address(address)
+        check_timeout(retry_for)
+        if isinstance(parsed, ExecAddress):
+            if tls is not None or token is not None:
+                raise AddressError("exec: takes neither tls nor a token; the pipes are private")
+            return self.spawn(parsed.argv)
+        return Opening(lambda: self._connect(parsed, tls, token, retry_for))
+
+    def spawn(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stderr: StderrMode = None,
+        channel: Channel = "stdio",
+    ) -> Opening[Session]:
+        """Start a program and speak to it; see ``docs/stdio.md``.
+
+        The child is ended for sure with the session: goodbye, its input closed, SIGTERM, SIGKILL,
+        ``Timeouts.terminate`` apart, to its whole process group; and when this process dies.
+
+        :param argv: the program and its arguments
+        :param env: its whole environment; None: this process's
+        :param cwd: its working directory
+        :param stderr: None: as this process's; ``"capture"``: kept, a bounded end of it, for error
+            messages; a function: called with each line; a logger: gets each line
+        :param channel: ``"stdio"`` for programs in any language, or ``"socketpair"``, which only
+            a child that uses this library finds, and which leaves its stdio alone
+        :returns: to be awaited for a `Session` with a ``process``, or used in ``async with``
+        :raises FileNotFoundError: there is no such program
+        :raises PermissionError: it may not be executed
+        :raises PeerDied: it exited before a session stood; with its exit code and stderr
+        :raises RemoteProtocolError: it does not speak this protocol; `HandshakeTimeout` where it
+            said nothing
+        """
+        return Opening(lambda: self._spawn(argv, env, cwd, stderr, channel))
+
+    def stdio(self) -> Opening[Session]:
+        """Speak to the program that started this one; see ``docs/stdio.md``.
+
+        Takes standard input and output for itself, so that ``print`` goes to stderr from here on;
+        or the socketpair that the parent passed. If the parent dies, this process dies.
+
+        :returns: to be awaited for a `Session`, or used as ``async with ... as session``
+        :raises LocalProtocolError: standard input or output is closed, or taken already
+        """
+        return Opening(self._stdio)
+
+    def wrap(self, reader: Readable, writer: Writable | None = None) -> Opening[Session]:
+        """Speak over a pair of byte streams that exists already.
+
+        Both ends wrap theirs; neither is the listener. The session owns the streams from now on.
+
+        :param reader: an asyncio ``StreamReader``, an anyio ``ByteStream`` or receive half, a
+            socket, a file descriptor (taken over), or anything with a ``fileno()`` (copied)
+        :param writer: its counterpart; None where ``reader`` goes both ways
+        :returns: to be awaited for a `Session`, or used as ``async with ... as session``
+        :raises TypeError: the two do not make a pair of byte streams
+        """
+
+        async def open_it() -> Session:
+            return await self._open(wrap_streams(reader, writer), Role.EITHER)
+
+        return Opening(open_it)
+
+    def serve(
+        self,
+        address: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        token: str | bytes | None = None,
+        insecure: bool = False,
+        users: Users = "same",
+        mode: int = 0o600,
+        on_session: Callable[[Session], object] | None = None,
+    ) -> Opening[Server]:
+        """Listen for sessions.
+
+        :param address: ``unix:/run/app.sock``, ``unix:@name`` or ``tcp:host:port`` (port 0: any)
+        :param tls: a server-side context, for TCP
+        :param token: a secret that who connects must know; it never crosses the wire
+        :param insecure: listen on TCP to whoever can reach the port. Otherwise TCP needs a token
+            or a TLS context that requires client certificates, and TLS beyond the loopback.
+        :param users: who may connect to a unix socket: ``"same"`` as this process, ``"any"``, or
+            user ids
+        :param mode: permissions of the socket's file
+        :param on_session: called with each new session
+        :returns: to be awaited for a `Server`, or used as ``async with ... as server``
+        :raises AddressError: the address cannot be listened on, or not without more security
+        :raises AddressInUse: a live server is there
+        :raises OSError: the directory or the host is not there, or not ours
+        """
+        parsed = parse_address(address)
+        if isinstance(parsed, FdAddress | ExecAddress):
+            raise AddressError(f"unix: and tcp: addresses can be listened on, {parsed} cannot")
+        if isinstance(parsed, UnixAddress) and tls is not None:
+            raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
+        secret = _token_bytes(token)
+
+        async def open_it() -> Server:
+            if isinstance(parsed, TcpAddress) and not insecure:
+                _check_security(parsed, tls, secret)
+            return self._serve(parsed, tls, secret, users, mode, on_session)
+
+        return Opening(open_it)
+
+    # -- life ------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> frozenset[Session]:
+        """All sessions of this peer that stand now, those of its servers included."""
+        return frozenset(self._sessions)
+
+    async def aclose(self) -> None:
+        """Close all servers and sessions of this peer, together and in good order."""
+        closing = [server.aclose() for server in self._servers]
+        closing += [session.aclose() for session in self._sessions]
+        await asyncio.gather(*closing)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # -- private ---------------------------------------------------------------------------
+
+    async def _connect(
+        self,
+        address: UnixAddress | TcpAddress | FdAddress,
+        tls: ssl.SSLContext | None,
+        token: str | bytes | None,
+        retry_for: float,
+    ) -> Session:
+        secret = _token_bytes(token)
+        deadline = asyncio.get_running_loop().time() + retry_for if retry_for else None
+        transport = await retry_until(
+            deadline, lambda: open_transport(address, tls, self._timeouts.handshake)
+        )
+        return await self._open(transport, Role.CONNECTING, token=secret)
+
+    async def _spawn(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        stderr: StderrMode,
+        channel: Channel,
+    ) -> Session:
+        settings = self._settings_for(self._limits or Limits())
+        spawned = spawn_child(
+            argv,
+            env=env,
+            cwd=cwd,
+            stderr=stderr,
+            channel=channel,
+            stderr_tail=settings.limits.stderr_tail,
+        )
+        session = Session(spawned.transport, Role.CONNECTING, settings, self)
+        companion = ChildCompanion(spawned.process, spawned.stderr, self._timeouts.terminate)
+        session.accompany(spawned.process, companion)
+        return await self._track(session)
+
+    async def _stdio(self) -> Session:
+        arm_inherited_lifeline()
+        channel = stdio.inherited_socketpair()
+        transport: Transport
+        if channel is not None:
+            transport = SocketTransport(channel, description="inherited socketpair")
+        else:
+            transport = stdio.claim()
+        return await self._open(transport, Role.LISTENING)
+
+    def _serve(
+        self,
+        address: UnixAddress | TcpAddress,
+        tls: ssl.SSLContext | None,
+        token: bytes | None,
+        users: Users,
+        mode: int,
+        on_session: Callable[[Session], object] | None,
+    ) -> Server:
+        if isinstance(address, UnixAddress):
+            listening = listen_unix(address, mode)
+            limits = self._limits or Limits()
+        else:
+            listening = listen_tcp(address)
+            limits = self._limits or NETWORK_LIMITS
+            address = TcpAddress(address.host, listening.sock.getsockname()[1])
+        settings = self._settings_for(limits)
+
+        def make_session(transport: Transport) -> Session:
+            session = Session(transport, Role.LISTENING, settings, self, token=token)
+            self._add(session)
+            return session
+
+        server = Server(
+            listening,
+            address,
+            make_session,
+            tls=tls,
+            users=users,
+            max_sessions=limits.max_sessions,
+            handshake_timeout=self._timeouts.handshake,
+            on_session=on_session,
+        )
+        self._servers.add(server)
+        server.on_close(lambda: self._servers.discard(server))
+        return server
+
+    async def _open(
+        self, transport: Transport, role: Role, *, token: bytes | None = None
+    ) -> Session:
+        settings = self._settings_for(self._limits or Limits())
+        return await self._track(Session(transport, role, settings, self, token=token))
+
+    async def _track(self, session: Session) -> Session:
+        self._add(session)
+        await session.start()
+        return session
+
+    def _add(self, session: Session) -> None:
+        self._sessions.add(session)
+        session.on_close(lambda _: self._sessions.discard(session))
+
+    def _settings_for(self, limits: Limits) -> SessionSettings:
+        """Settings with what the sessions of one loop share and those of another must not."""
+        of_loop = self._settings.setdefault(asyncio.get_running_loop(), {})
+        settings = of_loop.get(limits)
+        if settings is None:
+            codec, codecs = _codecs(self._codec)
+            settings = of_loop[limits] = SessionSettings(
+                codec=codec,
+                codecs=codecs,
+                limits=limits,
+                timeouts=self._timeouts,
+                timeout=self._timeout,
+                request_ids=self._request_ids,
+                tracebacks=self._tracebacks,
+                read_buffer=new_read_buffer(),
+            )
+        return settings
+
+
+@contextlib.asynccontextmanager
+async def memory_pair(first: Peer, second: Peer) -> AsyncIterator[tuple[Session, Session]]:
+    """Two connected sessions in one process, for tests and for embedding.
+
+    :returns: a context manager for the session of ``first`` and that of ``second``; both are
+        closed at the end
+    """
+    ours, theirs = memory_transports()
+    async with asyncio.TaskGroup() as group:
+        opening_first = group.create_task(first._open(ours, Role.CONNECTING))  # noqa: SLF001
+        opening_second = group.create_task(second._open(theirs, Role.LISTENING))  # noqa: SLF001
+    async with opening_first.result() as session, opening_second.result() as other:
+        yield session, other
+
+
+def _codecs(chosen: str | Codec) -> tuple[Codec, dict[str, Codec]]:
+    """The codec that was chosen, and all that are spoken, by name."""
+    codecs: dict[str, Codec] = {codec.name: codec for codec in (MessagePack(), JSON())}
+    if not isinstance(chosen, str):
+        codecs[chosen.name] = chosen
+        return chosen, codecs
+    if chosen not in codecs:
+        raise ValueError(f"codec must be one of {', '.join(codecs)} or a Codec, not {chosen!r}")
+    return codecs[chosen], codecs
+
+
+def _id_source(request_ids: RequestIds | None) -> Callable[[], object] | None:
+    if request_ids is None or callable(request_ids):
+        return request_ids
+    if isinstance(request_ids, Iterator):
+        return request_ids.__next__
+    raise TypeError(f"request_ids must be an iterator or a function, not {request_ids!r:.60}")
+
+
+def _token_bytes(token: str | bytes | None) -> bytes | None:
+    if token is None:
+        return None
+    if not isinstance(token, str | bytes):
+        raise TypeError(f"a token must be a string or bytes, not {type(token).__name__}")
+    if not token:
+        raise ValueError("a token must not be empty")
+    return token.encode() if isinstance(token, str) else token
+
+
+def _check_security(address: TcpAddress, tls: ssl.SSLContext | None, token: bytes | None) -> None:
+    """:raises AddressError: anybody could connect, or listen in"""
+    if tls is None and not is_loopback(address.host):
+        raise AddressError(
+            f"{address} can be reached from other machines: give tls=, or insecure=True"
+        )
+    certificates = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
+    if token is None and not certificates:
+        raise AddressError(
+            f"every user of this machine can reach {address}: give token=, or a tls context "
+            "that requires client certificates, or insecure=True"
+        )

@@ -1,0 +1,388 @@
+"""Outgoing: the calls this side makes, from the pending table to the answer.
+
+Every call is registered before it is sent, and ends exactly once for its caller: with the answer,
+a fault, its timeout, its cancellation, or the end of the session. On the wire it ends with the
+other side's terminal message; until that comes its slot stays taken, also when the caller has
+long gone (``future.done()`` tells).
+
+Layer 2, inside the session. Below: wire.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from asyncipc.config import Limits
+from asyncipc.errors import (
+    CallDepthExceeded,
+    IPCError,
+    RemoteProtocolError,
+    RequestRefused,
+    RequestTimeout,
+)
+from asyncipc.session.context import Call, Progress, serving
+from asyncipc.session.deadlines import Deadlines
+from asyncipc.session.faults import exception_of
+from asyncipc.session.gate import Gate
+from asyncipc.session.outbox import Outbox, Transfer
+from asyncipc.session.params import (
+    DefaultTimeout,
+    check_timeout,
+    normalize,
+)
+from asyncipc.session.progress import OnProgress, ProgressRelay
+from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.codec import BrokenMessage, Codec
+from asyncipc.wire.messages import CANCEL, REQUEST, check_fields
+
+__all__ = ["Calls"]
+
+
+@dataclass(slots=True)
+class CallCounts:
+    """Counters of the outgoing side."""
+
+    requests: int = 0
+    timeouts: int = 0
+    cancelled: int = 0
+    late_replies: int = 0
+
+
+class Calls:
+    """The calls of one session that this side makes.
+
+    :param session: used to recognise calls made while one of this very session is being served
+    :param timeout: seconds; the peer's default, None for none
+    :param request_ids: makes ids for logs and traces; they travel as metadata
+    :param ended: says why nothing can be sent any more, or None
+    """
+
+    __slots__ = (
+        "_create_future",
+        "_deadlines",
+        "_depths",
+        "_encode",
+        "_ended",
+        "_gates",
+        "_limits",
+        "_loop",
+        "_max_requests",
+        "_next_id",
+        "_outbox",
+        "_progress",
+        "_request_gate",
+        "_request_ids",
+        "_session",
+        "_timeout",
+        "_unsent",
+        "counts",
+        "pending",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        session: object,
+        *,
+        limits: Limits,
+        timeout: float | None,
+        request_ids: Callable[[], object] | None,
+        ended: Callable[[], IPCError | None],
+    ) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self._session = session
+        self._limits = limits
+        self._timeout = timeout
+        self._request_ids = request_ids
+        self._ended = ended
+        self._create_future = loop.create_future
+        self.pending: dict[int, asyncio.Future[Any]] = {}  # by the id that the answer carries
+        self._next_id = 0
+        self._deadlines = Deadlines(loop, self.pending, self._expire)
+        self._progress: dict[int, Callable[[Progress], None]] = {}
+        self._unsent: dict[int, Transfer | bytes] = {}  # requests that may not have left yet
+        self._depths: dict[int, int] = {}  # of nested calls only
+        self._gates: dict[int, Gate] = {}  # of nested calls only, by depth
+        self._max_requests = 0
+        self._request_gate = Gate(loop, self._has_slot)
+        self.counts = CallCounts()
+
+    def open(self, codec: Codec, max_requests: int) -> None:
+        """Begin to send, within what the other side allows."""
+        self._encode = codec.encode
+        self._max_requests = max_requests
+
+    # -- requests --------------------------------------------------------------------------
+
+    async def request(
+        self,
+        method: Any,
+        params: Any,
+        timeout: float | None | DefaultTimeout,
+        on_progress: OnProgress | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Any:
+        """Make a call and wait for its end; see `asyncipc.Session.request`."""
+        if params.__class__ is not dict or method.__class__ is not str:
+            method, params = normalize(method, params)
+        if isinstance(timeout, DefaultTimeout):
+            timeout = self._timeout
+            inherits = True
+        else:
+            inherits = timeout is not None
+            check_timeout(timeout)
+        parent = serving.get()
+        if parent is not None or metadata is not None or self._request_ids is not None:
+            timeout, depth, extra = self._inherit(parent, inherits, timeout, metadata)
+        else:
+            depth, extra = 0, None
+        gate = None
+        pending = self.pending
+        outbox = self._outbox
+        if (
+            depth
+            or self._request_gate
+            or len(pending) >= self._max_requests
+            or outbox.size >= self._limits.outbox
+        ):
+            gate, timeout = await self._wait_for_slot(method, depth, timeout)
+        try:
+            error = self._ended()
+            if error is not None:
+                raise error
+            wire_id = self._next_id + 2
+            message = [REQUEST, wire_id, method, params, timeout]
+            if extra is not None:
+                message.append(extra)
+            attachments: list[Buffer] = []
+            data = self._encode(message, attachments)
+            if attachments or len(data) > outbox.inline_size:
+                outbox.check_size(data, attachments)
+            alone = not pending
+            answer_id = wire_id + 1
+            pending[answer_id] = future = self._create_future()
+            self._next_id = wire_id
+            if depth:
+                self._depths[answer_id] = depth
+            if attachments or len(data) > outbox.inline_size:
+                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+            elif alone:
+                outbox.put_now(data, 0)
+            elif outbox.put(data, 0):
+                self._unsent[answer_id] = data
+        finally:
+            if gate is not None:
+                gate.passed()
+        self.counts.requests += 1
+        if timeout is not None:
+            self._deadlines.add(answer_id, monotonic() + timeout, method, timeout)
+        if on_progress is not None:
+            return await self._await_with_progress(answer_id, future, on_progress)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(answer_id)
+            raise
+
+    def answered(self, message: list[Any]) -> None:
+        """A reply came."""
+        if len(message) < 3 or message[1].__class__ is not int:
+            check_fields(message)
+        answer_id = message[1]
+        future = self.pending.pop(answer_id, None)
+        if future is None:
+            self.counts.late_replies += 1
+            return
+        if not future.done():
+            if message.__class__ is BrokenMessage:
+                future.set_exception(message.error)
+            else:
+                future.set_result(message[2])
+        if self._unsent or self._depths or self._request_gate:
+            self._release(answer_id)
+
+    def failed(self, message: list[Any]) -> None:
+        """A fault came."""
+        check_fields(message)
+        answer_id = message[1]
+        future = self.pending.pop(answer_id, None)
+        if future is None:
+            self.counts.late_replies += 1
+            return
+        if not future.done():
+            future.set_exception(exception_of(message))
+        self._release(answer_id)
+
+    def progressed(self, message: list[Any]) -> None:
+        """Progress came; late or unasked for, it is dropped."""
+        check_fields(message)
+        update = self._progress.get(message[1])
+        if update is not None:
+            _, _, done, total, text = [*message, None, None][:5]
+            update(Progress(done, total, text))
+
+    def refuse_after(self, last_id: int) -> None:
+        """The other side says goodbye: it does not start what came after ``last_id``."""
+        for answer_id in [key for key in self.pending if key > last_id + 1]:
+            future = self.pending.pop(answer_id)
+            if not future.done():
+                future.set_exception(
+                    RequestRefused("the other side closed the session before it took the request")
+                )
+            self._release(answer_id)
+
+    def _inherit(
+        self,
+        parent: Call | None,
+        inherits: bool,
+        timeout: float | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> tuple[float | None, int, dict[str, Any] | None]:
+        """What a call takes over from the one it is made for: remaining time and depth."""
+        extra = dict(metadata) if metadata is not None else {}
+        if self._request_ids is not None:
+            extra.setdefault("request_id", self._request_ids())
+        depth = 0
+        if parent is not None:
+            remaining = parent.remaining
+            if inherits and remaining is not None:
+                timeout = remaining if timeout is None else min(timeout, remaining)
+            if parent.session is self._session and not parent.finished:
+                depth = parent.depth + 1
+                if depth > self._limits.max_depth:
+                    raise CallDepthExceeded(
+                        f"calls of this session are nested {depth} deep; "
+                        f"Limits.max_depth is {self._limits.max_depth}"
+                    )
+                extra["depth"] = depth
+        return timeout, depth, extra or None
+
+    def _has_slot(self) -> bool:
+        return self._slot_at(0)
+
+    def _slot_at(self, depth: int) -> bool:
+        """Each depth has `max_requests` slots of its own, so that nested calls cannot deadlock."""
+        depths = self._depths.values()
+        used = sum(1 for at in depths if at == depth) if depth else len(self.pending) - len(depths)
+        return used < self._max_requests and not self._outbox.full
+
+    async def _wait_for_slot(
+        self, method: str, depth: int, timeout: float | None
+    ) -> tuple[Gate | None, float | None]:
+        gate = self._request_gate
+        if depth:
+            gate = self._gates.get(depth) or Gate(self._loop, lambda: self._slot_at(depth))
+            self._gates[depth] = gate
+        if not gate and self._slot_at(depth):
+            return None, timeout
+        if len(gate) >= self._limits.max_queued:
+            raise RequestRefused(
+                f"{len(gate)} calls wait for one of the other side's {self._max_requests} slots "
+                f"already; Limits.max_queued is {self._limits.max_queued}"
+            )
+        started = monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                await gate.enter()
+        except TimeoutError as error:
+            self.counts.timeouts += 1
+            raise _timed_out(method, timeout, ", all of it spent waiting to be sent") from error
+        if timeout is not None:
+            timeout = max(0.0, timeout - (monotonic() - started))
+        return gate, timeout
+
+    async def _await_with_progress(
+        self, answer_id: int, future: asyncio.Future[Any], on_progress: OnProgress
+    ) -> Any:
+        relay = ProgressRelay(future, on_progress)
+        self._progress[answer_id] = relay.update
+        try:
+            return await relay.run()
+        except BaseException:
+            self._abandon(answer_id)  # cancelled, or on_progress itself failed
+            raise
+        finally:
+            del self._progress[answer_id]
+
+    def _expire(self, answer_id: int, method: str, timeout: float) -> None:
+        future = self.pending[answer_id]
+        if not future.done():
+            self.counts.timeouts += 1
+            future.set_exception(_timed_out(method, timeout))
+            self._abandon(answer_id)
+
+    def _abandon(self, answer_id: int) -> None:
+        """The caller waits no longer: stop the work on the other side."""
+        if answer_id not in self.pending:
+            return
+        unsent = self._unsent.pop(answer_id, None)
+        if unsent is not None and self._outbox.retract(unsent, 0):
+            del self.pending[answer_id]  # it never arrived, so no answer will come
+            self._release(answer_id)
+            return
+        self.counts.cancelled += 1
+        self._outbox.put(self._encode([CANCEL, answer_id - 1], []))
+
+    def _release(self, answer_id: int) -> None:
+        """A call is over on the wire: its slot is free."""
+        self._unsent.pop(answer_id, None)
+        depth = self._depths.pop(answer_id, 0)
+        gate = self._gates.get(depth) if depth else self._request_gate
+        if gate:
+            gate.update()
+
+    def not_understood(self, answer_id: int, kind: int) -> None:
+        """Something unknown came for a call of this side: its caller must not wait for ever."""
+        future = self.pending.get(answer_id)
+        if future is not None and not future.done():
+            future.set_exception(
+                RemoteProtocolError(
+                    f"the other side answered with a message of kind {kind}, unknown here"
+                )
+            )
+            self._abandon(answer_id)
+
+    def abandon_all(self, make_error: Callable[[], Exception]) -> None:
+        """This side is closing: nobody waits for an answer any longer."""
+        for answer_id, future in list(self.pending.items()):
+            if not future.done():
+                future.set_exception(make_error())
+                self._abandon(answer_id)
+        self._fail_gates(make_error)
+
+    # -- the session -----------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a slot or for room in the outbox."""
+        return len(self._request_gate) + sum(map(len, self._gates.values()))
+
+    def update_gates(self) -> None:
+        """There is room in the outbox again."""
+        self._request_gate.update()
+        for gate in list(self._gates.values()):
+            gate.update()
+
+    def close(self, make_error: Callable[[], Exception]) -> None:
+        """The session is over: every waiter gets an error of its own, at once."""
+        self._deadlines.close()
+        pending = list(self.pending.values())
+        self.pending.clear()
+        self._unsent.clear()
+        self._depths.clear()
+        for future in pending:
+            if not future.done():
+                future.set_exception(make_error())
+        self._fail_gates(make_error)
+
+    def _fail_gates(self, make_error: Callable[[], Exception]) -> None:
+        for gate in (self._request_gate, *self._gates.values()):
+            gate.fail(make_error)
+
+
+def _timed_out(method: str, timeout: float | None, how: str = "") -> RequestTimeout:
+    return RequestTimeout(f"no answer to {method!r} within {timeout:g} s{how}")

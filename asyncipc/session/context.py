@@ -1,0 +1,180 @@
+"""What a handler can see of its call, and do about it, wherever it is in the call stack.
+
+Layer 2. Knows the session and the machinery of incoming calls only as Protocols: both import
+this module.
+"""
+
+import asyncio
+import threading
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any, Protocol
+
+from asyncipc.errors import LocalProtocolError
+
+__all__ = ["Call", "CallOwner", "Progress", "current_call", "progress", "serving"]
+
+
+class Progress:
+    """How far a call has come.
+
+    :ivar done: units done, in whatever unit the handler counts
+    :ivar total: units in all, or None where that is not known
+    :ivar message: a text for people, or None
+    """
+
+    __slots__ = ("done", "message", "total")
+
+    def __init__(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        self.done = done
+        self.total = total
+        self.message = message
+
+    @property
+    def fraction(self) -> float | None:
+        """``done / total``, or None where the total is unknown or zero."""
+        return self.done / self.total if self.total else None
+
+    def __repr__(self) -> str:
+        return f"Progress(done={self.done!r}, total={self.total!r}, message={self.message!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Progress):
+            return NotImplemented
+        return (self.done, self.total, self.message) == (other.done, other.total, other.message)
+
+    def __hash__(self) -> int:
+        return hash((self.done, self.total, self.message))
+
+
+class CallOwner(Protocol):
+    """What a call needs of the machinery that serves it."""
+
+    loop: asyncio.AbstractEventLoop
+    thread_id: int
+    session: Any
+
+    def send_progress(self, call: "Call", update: Progress) -> None:
+        """Send, or keep the latest where the outbox is full. On the loop's thread only."""
+
+    async def room(self) -> None:
+        """Wait until the outbox is no longer full."""
+
+
+class Call:
+    """One request or notification that is being served.
+
+    :ivar method: the name it was sent to
+    :ivar metadata: what the caller sent along (``request_id`` among it), an empty dict otherwise
+    :ivar deadline: when the caller stops waiting, on the clock of ``time.monotonic()``; None: never
+    :ivar cancelled: True as soon as the caller has given the call up. An ``async def`` handler
+        also gets `asyncio.CancelledError`; a plain ``def`` in a thread has to look.
+    :ivar depth: how many calls of this session are being served around this one, 0 for none
+    """
+
+    __slots__ = (
+        "_owner",
+        "cancelled",
+        "deadline",
+        "depth",
+        "finished",
+        "in_thread",
+        "metadata",
+        "method",
+        "started",
+        "task",
+        "wire_id",
+    )
+
+    def __init__(
+        self,
+        owner: CallOwner,
+        wire_id: int,
+        method: str,
+        deadline: float | None,
+        metadata: dict[str, Any],
+    ) -> None:
+        self._owner = owner
+        self.wire_id = wire_id
+        self.method = method
+        self.deadline = deadline
+        self.metadata = metadata
+        self.cancelled = False
+        self.depth = 0
+        self.finished = False  # the answer is on its way; nothing may follow it
+        self.started = False  # its task has made its first step
+        self.in_thread = False  # it runs where it can't be interrupted
+        self.task: asyncio.Future[Any] | None = None
+
+    @property
+    def session(self) -> Any:
+        """The `asyncipc.Session` it came in on; requests on it go back to the caller."""
+        return self._owner.session
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the caller stops waiting, 0.0 when it has; None: no limit."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - monotonic())
+
+    async def progress(
+        self, done: float, total: float | None = None, message: str | None = None
+    ) -> None:
+        """Tell the caller how far the call has come; waits while the outbox is full.
+
+        Updates arrive in order and before the result. Ignored once the call has ended, and for
+        notifications.
+
+        :raises TypeError: a number is not a number, or the message not a string
+        """
+        self.report(done, total, message)
+        await self._owner.room()
+
+    def report(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """`progress` for plain functions, from any thread. Never waits: while the outbox is full
+        only the latest update is kept."""
+        update = _checked_progress(done, total, message)
+        if self.wire_id == 0:
+            return
+        owner = self._owner
+        if threading.get_ident() == owner.thread_id:
+            owner.send_progress(self, update)
+        else:
+            owner.loop.call_soon_threadsafe(owner.send_progress, self, update)
+
+    def __repr__(self) -> str:
+        return f"<Call {self.method!r}{' cancelled' if self.cancelled else ''}>"
+
+
+serving: ContextVar[Call | None] = ContextVar("asyncipc_serving", default=None)
+
+
+def current_call() -> Call:
+    """The call that the running code serves.
+
+    :raises LocalProtocolError: it serves none
+    """
+    call = serving.get()
+    if call is None:
+        raise LocalProtocolError("no call is being served here; current_call() is for handlers")
+    return call
+
+
+def progress(done: float, total: float | None = None, message: str | None = None) -> None:
+    """Tell the caller of the current call how far it has come; see `Call.report`.
+
+    :raises LocalProtocolError: no call is being served here
+    """
+    current_call().report(done, total, message)
+
+
+def _checked_progress(done: float, total: float | None, message: str | None) -> Progress:
+    for name, value in (("done", done), ("total", total)):
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise TypeError(f"progress() {name} must be a number, not {value!r:.60}")
+    if done is None:
+        raise TypeError("progress() done must be a number, not None")
+    if not isinstance(message, str | None):
+        raise TypeError(f"progress() message must be a string, not {message!r:.60}")
+    return Progress(done, total, message)

@@ -1,0 +1,362 @@
+"""Incoming: finds the handler, runs it, and answers exactly once.
+
+A plain ``def`` handler runs inline, in the callback that read its request; an ``async def`` gets a
+task; ``thread=True`` gets a thread. Each runs in a fresh context, because the reading callback
+has the context variables of whoever opened the session. This module is the one boundary at which
+exceptions become faults: nothing that a handler raises gets further.
+
+Layer 2, inside the session. Below: wire.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Collection
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+
+from asyncipc.config import Limits
+from asyncipc.errors import (
+    CallDepthExceeded,
+    EncodeError,
+    FaultCode,
+    FrameTooLarge,
+    MethodNotFound,
+    RemoteProtocolError,
+    fault_code,
+)
+from asyncipc.session.context import Call, Progress, serving
+from asyncipc.session.execution import run_handlers, start_task
+from asyncipc.session.faults import describe_exception
+from asyncipc.session.handlers import Handler, HandlerChain
+from asyncipc.session.outbox import Outbox, Transfer
+from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.codec import BrokenMessage, Codec
+from asyncipc.wire.messages import FAULT, PROGRESS, REPLY, check_fields
+from asyncipc.wire.types import is_message
+
+__all__ = ["Dispatch"]
+
+logger = logging.getLogger("asyncipc")
+
+
+@dataclass(slots=True)
+class DispatchCounts:
+    """Counters of the incoming side."""
+
+    requests: int = 0
+    faults: int = 0
+    refused: int = 0
+
+
+class Dispatch:
+    """The calls of one session that the other side makes.
+
+    :param tracebacks: send tracebacks to the caller
+    """
+
+    __slots__ = (
+        "_codec",
+        "_handlers",
+        "_held_progress",
+        "_idle",
+        "_limits",
+        "_outbox",
+        "_replies",
+        "_room",
+        "_tracebacks",
+        "also_running",
+        "counts",
+        "last_accepted",
+        "loop",
+        "now",
+        "refusal",
+        "running",
+        "session",
+        "thread_id",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        session: Any,
+        handlers: HandlerChain,
+        *,
+        limits: Limits,
+        tracebacks: bool,
+    ) -> None:
+        self.loop = loop
+        self.session = session
+        self.thread_id = threading.get_ident()
+        self._outbox = outbox
+        self._handlers = handlers
+        self._limits = limits
+        self._tracebacks = tracebacks
+        self.running: dict[int, Call] = {}
+        self.also_running: Collection[Call] = ()  # notifications
+        self.last_accepted = 0
+        self.refusal: str | None = None  # why no more requests are started
+        self.now = 0.0  # when the bytes being looked at were read
+        self._replies: dict[int, Transfer] = {}  # large ones on their way
+        self._held_progress: dict[int, Progress] = {}
+        self._room: list[asyncio.Future[None]] = []
+        self._idle: asyncio.Future[None] | None = None
+        self.counts = DispatchCounts()
+
+    def open(self, codec: Codec) -> None:
+        """Begin to answer."""
+        self._codec = codec
+
+    # -- requests --------------------------------------------------------------------------
+
+    def request(self, message: list[Any]) -> None:
+        """A request came."""
+        if len(message) != 5 or message[1].__class__ is not int or message[2].__class__ is not str:
+            check_fields(message)
+            message = [*message, None, None, None][: max(5, min(6, len(message)))]
+        wire_id, method, params, timeout = message[1:5]
+        if wire_id & 1 or wire_id <= self.last_accepted:
+            raise RemoteProtocolError(
+                f"the other side sent a request with the id {wire_id} after {self.last_accepted}; "
+                "ids are even and count up"
+            )
+        if timeout is not None:
+            if timeout.__class__ is not float and timeout.__class__ is not int:
+                check_fields(message)
+            timeout += self.now
+        metadata = message[5] if len(message) > 5 else None
+        call = Call(self, wire_id, method, timeout, metadata if metadata is not None else {})
+        if metadata is not None and "depth" in metadata:
+            self._take_depth(call)
+        if self.refusal is not None or len(self.running) >= self._limits.max_requests:
+            if not self._accepts(call):
+                return
+        self.last_accepted = wire_id
+        self.counts.requests += 1
+        if message.__class__ is BrokenMessage:
+            self.send_fault(wire_id, FaultCode.INVALID_PARAMS, str(message.error))
+            return
+        handlers = self._handlers.for_request(method)
+        if not handlers:
+            self._fail(call, _not_found(method))
+        elif handlers[0].is_inline:
+            Context().run(self._serve_inline, call, handlers, params)
+        else:
+            self.running[wire_id] = call
+            start_task(self.loop, call, self._serve(call, handlers, params))
+
+    def cancel(self, message: list[Any]) -> None:
+        """The caller gave a call up; one that has ended already is ignored."""
+        check_fields(message)
+        wire_id = message[1]
+        call = self.running.get(wire_id)
+        if call is not None:
+            call.cancelled = True
+            if call.task is None or call.in_thread:
+                return
+            if not call.started:
+                self._finish(call)  # a task cancelled before its first step never gets to answer
+                self.send_fault(wire_id, FaultCode.CANCELLED, "cancelled by the caller")
+            call.task.cancel()
+            return
+        reply = self._replies.pop(wire_id, None)
+        if reply is not None and self._outbox.retract(reply, wire_id + 1):
+            self.send_fault(wire_id, FaultCode.CANCELLED, "cancelled by the caller")
+
+    def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+        serving.set(call)
+        try:
+            result = NotImplemented
+            for position, handler in enumerate(handlers):
+                if not handler.is_inline:
+                    # A handler that takes time stands behind one that passed the request on.
+                    self.running[call.wire_id] = call
+                    start_task(self.loop, call, self._serve(call, handlers[position:], params))
+                    return
+                result = handler.invoke(params, call)
+                if result is not NotImplemented:
+                    break
+            else:
+                raise _not_found(call.method)
+        except BaseException as error:  # noqa: BLE001 - SystemExit is the caller's news, not ours
+            self._fail(call, error)
+            return
+        self._reply(call, result)
+
+    async def _serve(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+        call.started = True
+        try:
+            result = await run_handlers(handlers, params, call)
+            if result is NotImplemented:
+                raise _not_found(call.method)
+        except BaseException as error:  # noqa: BLE001 - see _serve_inline
+            self._finish(call)
+            self._fail(call, error)
+            return
+        self._finish(call)
+        self._reply(call, result)
+        if not self.running:
+            self._outbox.flush()  # nobody else is about to add to this turn's frame
+
+    def _finish(self, call: Call) -> None:
+        call.finished = True
+        if self.running.pop(call.wire_id, None) is not None and not self.running:
+            self.set_idle()
+
+    def _accepts(self, call: Call) -> bool:
+        """Whether one more request may start; if not, it is refused."""
+        if self.refusal is None:
+            at_depth = sum(1 for running in self.running.values() if running.depth == call.depth)
+            if at_depth < self._limits.max_requests:
+                return True
+            reason = (
+                f"{at_depth} requests are being served; Limits.max_requests is "
+                f"{self._limits.max_requests}"
+            )
+        else:
+            reason = self.refusal
+        self.counts.refused += 1
+        self.send_fault(call.wire_id, FaultCode.REFUSED, reason)
+        return False
+
+    def _take_depth(self, call: Call) -> None:
+        depth = call.metadata.pop("depth")
+        if depth.__class__ is not int or depth < 1:
+            raise RemoteProtocolError(
+                f"the other side sent a request whose depth should be a positive integer, "
+                f"not {depth!r:.60}"
+            )
+        call.depth = depth
+
+    # -- answers ---------------------------------------------------------------------------
+
+    def _reply(self, call: Call, result: Any) -> None:
+        call.finished = True
+        lane = call.wire_id + 1
+        if self._held_progress:
+            self._release_progress(call)
+        attachments: list[Buffer] = []
+        try:
+            data = self._codec.encode([REPLY, lane, result], attachments)
+        except EncodeError as error:
+            self._fail(call, error)
+            return
+        if not attachments and len(data) <= self._outbox.inline_size:
+            self._outbox.put(data, lane)
+            return
+        try:
+            self._outbox.check_size(data, attachments)
+        except FrameTooLarge as error:
+            self._fail(call, error)
+            return
+        # The handler's own buffer may change as soon as the handler is called again.
+        owned = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in attachments]
+        transfer = self._outbox.put_large(
+            [data, *owned], lane, lambda: self._replies.pop(call.wire_id, None)
+        )
+        if not transfer.outgoing.finished:
+            self._replies[call.wire_id] = transfer
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        """The one place where an exception becomes a fault."""
+        call.finished = True
+        if self._held_progress:
+            self._release_progress(call)
+        if isinstance(error, asyncio.CancelledError):
+            reason = (
+                "cancelled by the caller" if call.cancelled else "cancelled where it was served"
+            )
+            self.send_fault(call.wire_id, FaultCode.CANCELLED, reason)
+            return
+        logger.debug("the handler for %r failed", call.method, exc_info=error)
+        message, details = describe_exception(error, with_traceback=self._tracebacks)
+        code = fault_code(error)
+        if isinstance(error, CallDepthExceeded):
+            code = FaultCode.TOO_DEEP
+        if is_message(error):
+            try:
+                self.send_fault(call.wire_id, code, message, {**details, "exception": error})
+            except EncodeError:
+                logger.debug("%r cannot travel as itself", error)
+            else:
+                return
+        self.send_fault(call.wire_id, code, message, details)
+
+    def send_fault(
+        self, wire_id: int, code: int, message: str, details: dict[str, Any] | None = None
+    ) -> None:
+        """End a call with a fault."""
+        attachments: list[Buffer] = []
+        data = self._codec.encode([FAULT, wire_id + 1, int(code), message, details], attachments)
+        if code != FaultCode.REFUSED:
+            self.counts.faults += 1
+        if attachments or len(data) > self._outbox.inline_size:
+            self._outbox.put_large([data, *attachments], wire_id + 1)
+        else:
+            self._outbox.put(data, wire_id + 1)
+
+    # -- progress ----------------------------------------------------------------------------
+
+    def send_progress(self, call: Call, update: Progress) -> None:
+        """Send progress in the call's lane, or keep the latest while the outbox is full."""
+        if call.finished:
+            return
+        if self._outbox.full:
+            self._held_progress[call.wire_id] = update
+        else:
+            self._put_progress(call.wire_id, update)
+
+    def room_again(self) -> None:
+        """The outbox is no longer full: what was held back may go."""
+        held, self._held_progress = self._held_progress, {}
+        for wire_id, update in held.items():
+            self._put_progress(wire_id, update)
+        waiting, self._room = self._room, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def room(self) -> None:
+        """Wait until the outbox is no longer full, or the session is over."""
+        if self._outbox.full:
+            future = self.loop.create_future()
+            self._room.append(future)
+            await future
+
+    def _release_progress(self, call: Call) -> None:
+        update = self._held_progress.pop(call.wire_id, None)
+        if update is not None:
+            self._put_progress(call.wire_id, update)
+
+    def _put_progress(self, wire_id: int, update: Progress) -> None:
+        lane = wire_id + 1
+        fields = [PROGRESS, lane, update.done, update.total, update.message]
+        self._outbox.put(self._codec.encode(fields, []), lane)
+
+    # -- the session -------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Wait until no handler runs."""
+        while self.running or self.also_running:
+            if self._idle is None or self._idle.done():
+                self._idle = self.loop.create_future()
+            await asyncio.shield(self._idle)
+
+    def close(self) -> None:
+        """The session is over: nobody waits for what still runs."""
+        self.room_again()
+        for call in self.running.values():
+            call.cancelled = True
+            if call.task is not None:
+                call.task.cancel()
+
+    def set_idle(self) -> None:
+        """Something that `drain` may wait for has ended."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+
+def _not_found(method: str) -> MethodNotFound:
+    return MethodNotFound(f"no handler takes the method {method!r}")

@@ -1,0 +1,60 @@
+"""How handlers run: inline, as a task, or in a thread; each in a fresh context.
+
+Fresh, because the callback that reads has the context variables of whoever opened the session.
+
+Layer 2, inside the session.
+"""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, Final
+
+from asyncipc.session.context import Call, serving
+from asyncipc.session.handlers import Handler
+
+__all__ = ["run_handlers", "start_task"]
+
+EAGER_TASKS: Final = sys.version_info >= (3, 12)
+
+
+def start_task(
+    loop: asyncio.AbstractEventLoop, call: Call, work: Coroutine[Any, Any, None]
+) -> asyncio.Task[None]:
+    """Run ``work`` as a task that serves the call; at once where Python can."""
+    context = Context()
+    context.run(serving.set, call)
+    if EAGER_TASKS:
+        task = asyncio.Task(work, loop=loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+    else:
+        task = loop.create_task(work, context=context)
+    call.task = task
+    return task
+
+
+async def run_handlers(handlers: tuple[Handler, ...], params: Any, call: Call) -> Any:
+    """Ask one handler after the other; ``NotImplemented`` when none takes the call."""
+    for handler in handlers:
+        if handler.thread:
+            result = await _in_thread(handler, params, call)
+        else:
+            result = handler.invoke(params, call)
+            if handler.is_async:
+                result = await result
+        if result is not NotImplemented:
+            return result
+    return NotImplemented
+
+
+async def _in_thread(handler: Handler, params: Any, call: Call) -> Any:
+    """Run a handler in a thread, which can't be interrupted, only told: `Call.cancelled`.
+
+    So cancelling leaves the task alone while the thread runs: the call has ended, and its slot is
+    free, only when its work has.
+    """
+    call.in_thread = True
+    try:
+        return await asyncio.to_thread(handler.invoke, params, call)
+    finally:
+        call.in_thread = False

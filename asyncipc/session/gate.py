@@ -1,0 +1,71 @@
+"""A gate: senders wait in line until there is room, and get through in the order they came.
+
+Used for request slots and for notification credit. A fair line matters: whoever found the gate
+shut must not be overtaken for ever by those who come when it happens to be open.
+
+Layer 2, inside the session.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Gate"]
+
+# How many may pass before those let in have used what they were let in for. Small, so that what
+# they add cannot overshoot a limit by much; more than one, so that a burst is sent together.
+BATCH = 16
+
+
+class Gate:
+    """A line of senders in front of a condition.
+
+    :param is_open: says whether one more may pass
+    """
+
+    __slots__ = ("_is_open", "_line", "_loop", "_passing")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_open: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._is_open = is_open
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._passing = 0
+
+    def __len__(self) -> int:
+        return len(self._line) + self._passing
+
+    async def enter(self) -> None:
+        """Wait for one's turn. Whoever got through calls `passed` when it has sent.
+
+        :raises Exception: what `fail` was given
+        """
+        place = self._loop.create_future()
+        self._line.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self.passed()  # let in and cancelled in the same turn: the next may go instead
+            elif place in self._line:
+                self._line.remove(place)
+            raise
+
+    def passed(self) -> None:
+        """One who was let in has sent, or will not."""
+        self._passing -= 1
+        self.update()
+
+    def update(self) -> None:
+        """Something changed: let in who may."""
+        while self._line and self._passing < BATCH and self._is_open():
+            place = self._line.popleft()
+            if not place.done():
+                self._passing += 1
+                place.set_result(None)
+
+    def fail(self, make_error: Callable[[], Exception]) -> None:
+        """Send everyone in the line away; each gets an exception of its own."""
+        while self._line:
+            place = self._line.popleft()
+            if not place.done():
+                place.set_exception(make_error())

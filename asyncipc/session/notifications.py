@@ -1,0 +1,270 @@
+"""Notifications in both directions, and the credit that keeps their sender from running away.
+
+The receiver grants a window in bytes in its hello. The sender counts what each notification
+costs, remembers the costs in order, and waits when the window is used up. The receiver says how
+many notifications it has finished with; their costs, oldest first, are free again. So only one
+side ever counts bytes, and the two cannot drift apart.
+
+Layer 2, inside the session. Below: wire.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from functools import partial
+from typing import Any, Final
+
+from asyncipc.config import Limits
+from asyncipc.errors import IPCError, RemoteProtocolError
+from asyncipc.session.context import Call, CallOwner, serving
+from asyncipc.session.execution import run_handlers, start_task
+from asyncipc.session.gate import Gate
+from asyncipc.session.handlers import Handler, HandlerChain
+from asyncipc.session.outbox import Outbox
+from asyncipc.session.params import normalize
+from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.codec import BrokenMessage, Codec
+from asyncipc.wire.messages import CREDIT, NOTIFY, check_fields
+
+__all__ = ["NotificationReceiver", "NotificationSender"]
+
+logger = logging.getLogger("asyncipc")
+
+# A notification costs at least this many bytes, so that credit bounds their number too.
+SMALLEST_COST: Final = 64
+
+# Credit goes back when this share of the window may be used up: seldom enough to cost little,
+# early enough that a steady sender never stops.
+CREDIT_SHARE: Final = 4
+
+# After so many warnings about notifications that nobody handles, they are only counted.
+MAX_UNHANDLED_REPORTS: Final = 100
+
+
+class NotificationSender:
+    """The notifications of one session that this side sends.
+
+    :param ended: says why nothing can be sent any more, or None
+    """
+
+    __slots__ = ("_costs", "_credit", "_encode", "_ended", "_loop", "_outbox", "gate", "sent")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        ended: Callable[[], IPCError | None],
+    ) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self._ended = ended
+        self._costs: deque[int] = deque()
+        self._credit = 0
+        self.gate = Gate(loop, self._has_credit)
+        self.sent = 0
+
+    def open(self, codec: Codec, credit: int) -> None:
+        """Begin to send, with the window that the other side grants."""
+        self._encode = codec.encode
+        self._credit = credit
+
+    async def notify(self, method: Any, params: Any, metadata: Mapping[str, Any] | None) -> None:
+        """Send a notification; see `asyncipc.Session.notify`."""
+        if params.__class__ is not dict or method.__class__ is not str:
+            method, params = normalize(method, params)
+        waits = bool(self.gate) or not self._has_credit()
+        if waits:
+            self._raise_if_ended()
+            await self.gate.enter()
+        try:
+            self._raise_if_ended()
+            message = [NOTIFY, method, params]
+            if metadata is not None:
+                message.append(dict(metadata))
+            attachments: list[Buffer] = []
+            data = self._encode(message, attachments)
+            if attachments or len(data) > self._outbox.inline_size:
+                left = self._send_large(data, attachments)
+            else:
+                left = None
+                self._outbox.put(data, 0)
+                self._charge(len(data))
+        finally:
+            if waits:
+                self.gate.passed()
+        if left is not None:
+            await left
+
+    def credited(self, count: int) -> None:
+        """The other side has finished with so many notifications.
+
+        :raises RemoteProtocolError: more than were under way
+        """
+        costs = self._costs
+        if count > len(costs):
+            raise RemoteProtocolError(
+                f"the other side gave credit for {count} notifications, "
+                f"but {len(costs)} were under way"
+            )
+        for _ in range(count):
+            self._credit += costs.popleft()
+        if self.gate:
+            self.gate.update()
+
+    def _has_credit(self) -> bool:
+        return self._credit > 0 and not self._outbox.full
+
+    def _raise_if_ended(self) -> None:
+        error = self._ended()
+        if error is not None:
+            raise error
+
+    def _charge(self, size: int) -> None:
+        cost = size if size > SMALLEST_COST else SMALLEST_COST
+        self._credit -= cost
+        self._costs.append(cost)
+        self.sent += 1
+
+    def _send_large(self, data: bytes, attachments: list[Buffer]) -> asyncio.Future[None] | None:
+        """Send in parts; a future to wait for where the caller could change a buffer meanwhile."""
+        size = self._outbox.check_size(data, attachments)
+        mutable = any(not isinstance(buffer, bytes) for buffer in attachments)
+        left = self._loop.create_future() if mutable else None
+        done = partial(_resolve, left) if left is not None else None
+        self._outbox.put_large([data, *attachments], 0, done)
+        self._charge(size)
+        return left
+
+
+class NotificationReceiver:
+    """The notifications of one session that the other side sends."""
+
+    __slots__ = (
+        "_due",
+        "_encode",
+        "_finished",
+        "_handlers",
+        "_on_idle",
+        "_outbox",
+        "_owner",
+        "_share",
+        "received",
+        "running",
+        "unhandled",
+    )
+
+    def __init__(
+        self,
+        owner: CallOwner,
+        outbox: Outbox,
+        handlers: HandlerChain,
+        limits: Limits,
+        on_idle: Callable[[], None],
+    ) -> None:
+        self._owner = owner
+        self._outbox = outbox
+        self._handlers = handlers
+        self._share = limits.notification_credit // CREDIT_SHARE
+        self._on_idle = on_idle
+        self._finished = 0  # since credit was last given
+        self._due = 0  # bytes of frames since then: never less than what the sender counted
+        self.running: set[Call] = set()
+        self.received = 0
+        self.unhandled = 0
+
+    def open(self, codec: Codec) -> None:
+        """Begin to give credit."""
+        self._encode = codec.encode
+
+    def receive(self, message: list[Any]) -> None:
+        """A notification came."""
+        if len(message) != 3 or message[1].__class__ is not str:
+            check_fields(message)
+        method = message[1]
+        params = message[2] if len(message) > 2 else None
+        metadata = message[3] if len(message) > 3 else None
+        self.received += 1
+        handlers = self._handlers.for_notification(method)
+        if message.__class__ is BrokenMessage or not handlers:
+            self._drop(message)
+            self._finished += 1
+            return
+        call = Call(self._owner, 0, method, None, metadata if metadata is not None else {})
+        if handlers[0].is_inline:
+            Context().run(self._serve_inline, call, handlers, params)
+        else:
+            self._start(call, handlers, params)
+
+    def settle(self, size: int) -> None:
+        """A frame of ``size`` bytes was looked at: give credit back when enough has come."""
+        self._due += size
+        if self._finished and self._due + self._finished * SMALLEST_COST >= self._share:
+            self._outbox.put(self._encode([CREDIT, 0, self._finished], []))
+            self._finished = 0
+            if not self.running:
+                self._due = 0
+            # Otherwise the sum stays: those still running may be the ones that cost most, and
+            # their credit has to go back as soon as they end.
+
+    def close(self) -> None:
+        """The session is over: cancel what runs."""
+        for call in self.running:
+            call.cancelled = True
+            if call.task is not None:
+                call.task.cancel()
+
+    def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+        serving.set(call)
+        try:
+            for position, handler in enumerate(handlers):
+                if not handler.is_inline:
+                    self._start(call, handlers[position:], params)
+                    return
+                if handler.invoke(params, call) is not NotImplemented:
+                    break
+        except BaseException:  # noqa: BLE001 - nobody waits for a notification
+            logger.exception("the handler for the notification %r failed", call.method)
+        call.finished = True
+        self._finished += 1
+
+    def _start(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+        self.running.add(call)
+        task = start_task(self._owner.loop, call, self._serve(call, handlers, params))
+        if task.done():
+            self._finish(call)
+        else:
+            # Not in `_serve`: a task that is cancelled before its first step never gets there.
+            task.add_done_callback(lambda _: self._finish(call))
+
+    async def _serve(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+        try:
+            await run_handlers(handlers, params, call)
+        except asyncio.CancelledError:
+            logger.debug("the handler for the notification %r was cancelled", call.method)
+        except BaseException:  # noqa: BLE001 - nobody waits for a notification
+            logger.exception("the handler for the notification %r failed", call.method)
+        call.finished = True
+
+    def _finish(self, call: Call) -> None:
+        call.finished = True
+        self.running.discard(call)
+        self._finished += 1
+        if self._finished == 1:
+            self._owner.loop.call_soon(self.settle, 0)  # one message for all of this turn
+        if not self.running:
+            self._on_idle()
+
+    def _drop(self, message: list[Any]) -> None:
+        if isinstance(message, BrokenMessage):
+            logger.warning("the notification %r was dropped: %s", message[1], message.error)
+            return
+        if self.unhandled < MAX_UNHANDLED_REPORTS:
+            logger.warning("no handler takes the notification %r; it was dropped", message[1])
+        self.unhandled += 1
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,404 @@
+"""What waits to be sent: coalescing, interleaving, and the bound on it all.
+
+Messages written in one turn of the loop leave in one frame and one system call. A message that is
+too large for that leaves in parts, between which everything else may pass. Order is kept only
+where it means something: within a *lane*. Lane 0 holds requests and notifications, whose handlers
+start in the order sent; every answered call has a lane of its own for its progress and its
+terminal message. Cancels, pings, credit and goodbye have no lane and never wait behind anything.
+
+Nothing here is a limit on its own: `Outbox.full` tells senders to wait, and what must never be
+held back (replies, cancels, pings) is taken regardless.
+
+Layer 2, inside the session. Below: wire, transport.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import Any, Final, Protocol
+
+from asyncipc.errors import FrameTooLarge
+from asyncipc.transport.base import Buffer
+from asyncipc.wire.framing import HEADER_SIZE, frame_header
+from asyncipc.wire.messages import BEGIN, PART, RETRACT
+from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
+
+__all__ = ["Outbox", "Transfer"]
+
+# A message above this travels as a transfer. Below, copying it into a common frame is cheaper.
+INLINE_SIZE: Final = 32 * 1024
+
+# A batch that has grown this far is sent at once, without waiting for the end of the turn: the
+# other side can begin, and the frame still fits its read buffer.
+BATCH_SIZE: Final = 64 * 1024
+
+# Bytes of one part. Measured: smaller parts cost bulk throughput, larger ones make a ping wait.
+PART_SIZE: Final = 256 * 1024
+
+# What one turn of the loop may write before others get their turn.
+TURN_SIZE: Final = 2 * 1024 * 1024
+
+
+class Sink(Protocol):
+    """The part of a transport that the outbox uses."""
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """See `asyncipc.transport.base.Transport.write`."""
+
+
+class Transfer:
+    """A large message in the outbox. ``done`` is called when it has left or was dropped."""
+
+    __slots__ = ("done", "lane", "number", "outgoing", "retracted")
+
+    def __init__(self, lane: int, segments: Sequence[Buffer], done: Callable[[], object] | None):
+        self.lane = lane
+        self.outgoing = Outgoing(segments)
+        self.number = 0  # given when the first part leaves
+        self.done = done
+        self.retracted = False
+
+
+class Outbox:
+    """Gathers what a session sends and writes it to its transport.
+
+    :param limit: bytes waiting above which `full` is true
+    :param on_room: called when the outbox is no longer full
+    """
+
+    __slots__ = (
+        "_blocked",
+        "_encode",
+        "_join",
+        "_lanes",
+        "_limit",
+        "_loop",
+        "_max_message",
+        "_max_frame",
+        "_numbers",
+        "_on_room",
+        "_open_size",
+        "_on_written",
+        "_queue",
+        "_rotation",
+        "_scheduled",
+        "_sink",
+        "_was_full",
+        "bytes_sent",
+        "inline_size",
+        "size",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sink: Sink,
+        limit: int,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._sink = sink
+        self._limit = limit
+        self._on_room = on_room
+        self._queue: list[bytes] = []
+        self._lanes: dict[int, deque[bytes | Transfer]] = {}
+        self._rotation: deque[int] = deque()
+        self._numbers = count(1)
+        self._open_size = 0
+        self._on_written: list[Callable[[], object]] = []
+        self._scheduled = False
+        self._blocked = True  # nothing is sent before `open`
+        self._was_full = False
+        self.size = 0
+        self.bytes_sent = 0
+
+    def open(
+        self,
+        *,
+        encode: Callable[[list[Any]], bytes],
+        join: Callable[[list[bytes]], bytes],
+        max_frame: int,
+        max_message: int,
+    ) -> None:
+        """Begin to send in the codec and within the limits that the handshake settled."""
+        self._encode = encode
+        self._join = join
+        self._max_frame = max_frame
+        self._max_message = max_message
+        self.inline_size = min(INLINE_SIZE, max_frame // 2)
+        self._blocked = False
+        self.flush()
+
+    @property
+    def full(self) -> bool:
+        """More waits than the limit: senders that can wait should."""
+        if self.size < self._limit:
+            return False
+        self._was_full = True
+        return True
+
+    @property
+    def empty(self) -> bool:
+        """Everything has been handed to the kernel."""
+        return not (self._blocked or self._queue or self._lanes)
+
+    def check_size(self, message: bytes, attachments: Sequence[Buffer]) -> int:
+        """The size in bytes of a message with what is attached.
+
+        :raises FrameTooLarge: the other side would not take it
+        """
+        size = len(message) + sum(memoryview(buffer).nbytes for buffer in attachments)
+        if size > self._max_message:
+            raise FrameTooLarge(
+                f"the message has {size} bytes; "
+                f"the other side's Limits.max_message is {self._max_message}"
+            )
+        return size
+
+    def put(self, message: bytes, lane: int = -1) -> bool:
+        """Send an encoded message at the end of this turn of the loop.
+
+        :returns: True if it stands behind a large one of its lane, and may still be retracted
+        """
+        self.size += len(message)
+        if self._lanes and lane in self._lanes:
+            self._lanes[lane].append(message)
+            return True
+        self._queue.append(message)
+        if self.size > BATCH_SIZE:
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_scheduled)
+        return False
+
+    def put_now(self, message: bytes, lane: int = -1) -> None:
+        """`put` without waiting for the end of the turn: for whoever is alone and waits."""
+        self.size += len(message)
+        if self._lanes and lane in self._lanes:
+            self._lanes[lane].append(message)
+            return
+        self._queue.append(message)
+        self.flush()
+
+    def put_large(
+        self, segments: Sequence[Buffer], lane: int, done: Callable[[], object] | None = None
+    ) -> Transfer:
+        """Send a message in parts: the encoded message, then its attachments.
+
+        The buffers must not change until ``done`` is called.
+        """
+        transfer = Transfer(lane, segments, done)
+        self.size += transfer.outgoing.size
+        line = self._lanes.get(lane)
+        if line is None:
+            self._lanes[lane] = deque((transfer,))
+            self._rotation.append(lane)
+        else:
+            line.append(transfer)
+        self.flush()
+        return transfer
+
+    def retract(self, item: Transfer | bytes, lane: int) -> bool:
+        """Drop what has not left of a message.
+
+        :returns: False if all of it has left already, so that the other side will get it
+        """
+        if isinstance(item, bytes):
+            line = self._lanes.get(lane, ())
+            for position, waiting in enumerate(line):
+                if waiting is item:
+                    del self._lanes[lane][position]
+                    self.size -= len(item)
+                    return True
+            return False
+        if item.outgoing.finished or item.retracted:
+            return item.retracted
+        item.retracted = True
+        self.size -= item.outgoing.size - item.outgoing.taken
+        if item.number:
+            self.put(self._encode([RETRACT, item.number]))
+        if item is self._lanes[lane][0]:
+            self._finish(item)
+        elif item.done is not None:
+            item.done()  # `_finish` passes over it when its turn comes
+        self.flush()
+        return True
+
+    def written(self) -> None:
+        """The transport has taken what it kept."""
+        self._blocked = False
+        self._call_written()
+        self.flush()
+
+    def cork(self) -> None:
+        """Gather what is put until `uncork`, without waiting for the end of the turn."""
+        self._scheduled = True
+
+    def uncork(self) -> None:
+        """Send what was gathered since `cork`."""
+        self._scheduled = False
+        if self._queue or self._rotation:
+            self.flush()
+
+    async def drained(self) -> None:
+        """Wait until everything has been handed to the kernel, or the session is over."""
+        while not self.empty:
+            future = self._loop.create_future()
+            self._on_written.append(partial(_resolve, future))
+            await future
+
+    def flush(self) -> None:
+        """Write until nothing is left, the transport is full, or others should have a turn."""
+        written = 0
+        while not self._blocked:
+            if self._queue:
+                frame = self._next_frame()
+                written += len(frame)
+                self._blocked = not self._sink.write((frame,))
+            elif self._rotation:
+                if written >= TURN_SIZE:
+                    self._schedule()
+                    break
+                written += self._write_part()
+            else:
+                break
+        self.bytes_sent += written
+        if self._on_written and not self._blocked:
+            self._call_written()
+        if self._was_full and self.size < self._limit:
+            self._was_full = False
+            self._on_room()
+
+    def close(self) -> None:
+        """The session is over: nothing more is sent, and nothing is kept alive."""
+        self._queue.clear()
+        self._rotation.clear()
+        lanes, self._lanes = self._lanes, {}
+        self.size = 0
+        for line in lanes.values():
+            for item in line:
+                if isinstance(item, Transfer) and item.done is not None:
+                    item.done()
+        self.written()
+        self._blocked = True
+
+    def _call_written(self) -> None:
+        callbacks, self._on_written = self._on_written, []
+        for callback in callbacks:
+            callback()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_scheduled)
+
+    def _flush_scheduled(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def _next_frame(self) -> bytes:
+        """All that waits, or as much of it as one frame may hold."""
+        queue = self._queue
+        if len(queue) == 1:
+            envelope = queue[0]
+            self._queue = []
+            self.size -= len(envelope)
+        elif self.size <= BATCH_SIZE + INLINE_SIZE and not self._lanes:
+            self._queue = []
+            self.size = 0
+            envelope = self._join(queue)
+        else:
+            envelope = self._join_some()
+        return frame_header(len(envelope)) + envelope
+
+    def _join_some(self) -> bytes:
+        """The first messages of a queue that may be too long for one frame."""
+        queue = self._queue
+        size = taken = 0
+        for message in queue:
+            if size and size + len(message) > min(BATCH_SIZE, self._max_frame - 16):
+                break
+            size += len(message)
+            taken += 1
+        self._queue = queue[taken:]
+        self.size -= size
+        return queue[0] if taken == 1 else self._join(queue[:taken])
+
+    def _write_part(self) -> int:
+        """Write the next part of the transfer whose turn it is; return its size in bytes."""
+        lane = self._next_lane()
+        transfer = self._lanes[lane][0]
+        assert isinstance(transfer, Transfer)
+        outgoing = transfer.outgoing
+        if transfer.number:
+            head: list[Any] = [PART, transfer.number]
+        else:
+            transfer.number = next(self._numbers)
+            self._open_size += outgoing.size
+            head = [BEGIN, transfer.number, outgoing.lengths]
+        envelope = self._encode(head)
+        part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
+        size = sum(map(len, part))
+        self.size -= size
+        frame = frame_header(len(envelope), size) + envelope
+        self._blocked = not self._sink.write([frame, *part])
+        if outgoing.finished:
+            self._finish(transfer)
+        return len(frame) + size
+
+    def _next_lane(self) -> int:
+        """The lane whose transfer may send a part now: they take turns.
+
+        A transfer is begun only while the other side can hold it beside those already begun.
+        """
+        for _ in range(len(self._rotation)):
+            lane = self._rotation[0]
+            self._rotation.rotate(-1)
+            transfer = self._lanes[lane][0]
+            assert isinstance(transfer, Transfer)
+            if transfer.number or self._may_begin(transfer):
+                return lane
+        raise AssertionError("one transfer alone may always begin")
+
+    def _may_begin(self, transfer: Transfer) -> bool:
+        if not self._open_size:
+            return True
+        begun = sum(
+            1 for line in self._lanes.values() if isinstance(line[0], Transfer) and line[0].number
+        )
+        return (
+            begun < MAX_TRANSFERS and self._open_size + transfer.outgoing.size <= self._max_message
+        )
+
+    def _finish(self, transfer: Transfer) -> None:
+        """A transfer has left or was dropped: what stands behind it in its lane may go."""
+        if transfer.number:
+            self._open_size -= transfer.outgoing.size
+        line = self._lanes[transfer.lane]
+        line.popleft()
+        while line:
+            item = line[0]
+            if isinstance(item, Transfer):
+                if not item.retracted:
+                    break
+                line.popleft()
+            else:
+                self._queue.append(item)
+                line.popleft()
+        if not line:
+            del self._lanes[transfer.lane]
+            self._rotation.remove(transfer.lane)
+        if transfer.done is None:
+            return
+        if self._blocked:
+            self._on_written.append(transfer.done)  # the transport still reads the buffers
+        else:
+            transfer.done()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,322 @@
+"""Session: the public face of one connection. Thin: what it does, its parts do.
+
+Layer 2. Above: the peer. Below: everything else in this package.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from asyncipc.errors import SessionClosed
+from asyncipc.session.connection import Companion, Connection
+from asyncipc.session.context import serving
+from asyncipc.session.handlers import (
+    HandlerChain,
+    HandlerDecorator,
+    HandlerProvider,
+    Handlers,
+)
+from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
+from asyncipc.session.progress import OnProgress
+from asyncipc.session.settings import SessionSettings
+from asyncipc.transport.base import Credentials, Transport
+from asyncipc.wire.handshake import Role
+
+__all__ = ["Session", "Statistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters of a session since it began, and how it stands now.
+
+    :ivar requests_sent: requests this side made
+    :ivar requests_served: requests of the other side that were started
+    :ivar requests_refused: requests of the other side that were not
+    :ivar notifications_sent: notifications this side sent
+    :ivar notifications_received: notifications that came
+    :ivar notifications_unhandled: of those, the ones that no handler took
+    :ivar faults_sent: requests of the other side that ended in a fault
+    :ivar timeouts: calls of this side that were not answered in time
+    :ivar cancels_sent: calls of this side that it gave up while they were being served
+    :ivar late_replies: answers that came when nobody waited any longer, and were dropped
+    :ivar ignored_messages: messages of unknown, ignorable kinds
+    :ivar bytes_sent: bytes handed to the transport
+    :ivar bytes_received: bytes that came
+    :ivar noise_received: of those, bytes that were no part of a frame
+    :ivar pending: calls of this side that are not answered yet
+    :ivar queued: calls and notifications of this side that wait for a slot, credit or room
+    :ivar running: handlers at work, notifications included
+    :ivar outbox_size: bytes that wait to be handed to the transport
+    """
+
+    requests_sent: int
+    requests_served: int
+    requests_refused: int
+    notifications_sent: int
+    notifications_received: int
+    notifications_unhandled: int
+    faults_sent: int
+    timeouts: int
+    cancels_sent: int
+    late_replies: int
+    ignored_messages: int
+    bytes_sent: int
+    bytes_received: int
+    noise_received: int
+    pending: int
+    queued: int
+    running: int
+    outbox_size: int
+
+
+class Session:
+    """A connection to another `Peer`. Both ends are equal: either may ask, notify and serve.
+
+    Sessions are made by a `Peer` (``connect``, ``spawn``, ``stdio``, ``wrap``, ``serve``), belong
+    to one event loop, and are used from its thread. ``async with`` closes the session at the end.
+    """
+
+    __slots__ = ("__weakref__", "_connection", "_handlers", "process")
+
+    def __init__(
+        self,
+        transport: Transport,
+        role: Role,
+        settings: SessionSettings,
+        handlers: Handlers,
+        *,
+        token: bytes | None = None,
+    ) -> None:
+        self._handlers = Handlers()
+        self._connection = Connection(
+            transport,
+            role,
+            settings,
+            HandlerChain(self._handlers, handlers),
+            self,
+            token=token,
+        )
+        self.process: Any = None
+        """The child process at the other end, where this side spawned it; else None."""
+
+    async def start(self) -> None:
+        """Open the session; for the peer layer. What it raises is told at `asyncipc.Peer.connect`.
+
+        When it fails or is cancelled, the transport is closed, and a companion ended.
+        """
+        connection = self._connection
+        connection.start()
+        try:
+            await connection.established
+        except BaseException:
+            await connection.close()
+            raise
+
+    def accompany(self, process: Any, companion: Companion) -> None:
+        """The session and a child process end together; for the peer layer, before `start`."""
+        self.process = process
+        self._connection.companion = companion
+        process.on_exit(lambda _: self._connection.companion_exited())
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def request(
+        self,
+        method: object,
+        params: object = None,
+        *,
+        timeout: float | None | DefaultTimeout = DEFAULT_TIMEOUT,
+        on_progress: OnProgress | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a method of the other side and wait for its result.
+
+        :param method: a name; or an object of a class registered with ``@message``, which is then
+            the one parameter
+        :param params: a mapping binds by name, a list by position, None is no parameters, and
+            anything else is the one argument
+        :param timeout: seconds; not given: the peer's default; None: no limit. Covers the time
+            in which the request waits to be sent. Inside a handler the call gets at most the time
+            that the handler's own caller still waits, unless it is None.
+        :param on_progress: called with a `Progress` for each update, in order and before the
+            result; an ``async def`` is awaited. What it raises ends the call.
+        :param metadata: travels along; the handler finds it in ``call.metadata``
+        :returns: the result
+        :raises RemoteError: the handler raised; its subclasses say what was wrong. Exceptions of
+            registered types come back as themselves.
+        :raises RequestTimeout: no answer in time; the other side was told to stop
+        :raises RequestCancelled: it was cancelled on the other side
+        :raises RequestRefused: it was not started; repeating it is safe
+        :raises SessionClosed: the session has ended, or ended before the answer came; `PeerDied`
+            where the other side did not say goodbye
+        :raises EncodeError: the parameters cannot be sent; the session goes on
+        :raises FrameTooLarge: the request is larger than the other side takes; the session goes on
+        :raises DecodeError: the result cannot be understood here; the session goes on
+        :raises CallDepthExceeded: calls within calls are nested too deeply
+
+        If the waiting task is cancelled, the other side is told to stop.
+        """
+        return self._connection.calls.request(method, params, timeout, on_progress, metadata)
+
+    def notify(
+        self,
+        method: object,
+        params: object = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Coroutine[Any, Any, None]:
+        """Send a message that has no answer; for ``method`` and ``params`` see `request`.
+
+        Returns when it is on its way, which may be before it has left. Waits while the other side
+        has too much to do (its ``Limits.notification_credit``) or the outbox is full.
+
+        :raises SessionClosed: the session has ended
+        :raises RequestRefused: the other side is closing the session
+        :raises EncodeError: the parameters cannot be sent; the session goes on
+        :raises FrameTooLarge: it is larger than the other side takes; the session goes on
+        """
+        return self._connection.notifications.notify(method, params, metadata)
+
+    async def ping(self, *, timeout: float | None | DefaultTimeout = DEFAULT_TIMEOUT) -> float:
+        """Ask for a sign of life, past everything that waits; the round trip in seconds.
+
+        :raises RequestTimeout: none came in time
+        :raises SessionClosed: the session has ended
+        """
+        connection = self._connection
+        if isinstance(timeout, DefaultTimeout):
+            timeout = connection.settings.timeout
+        check_timeout(timeout)
+        error = connection.ended()
+        if error is not None:
+            raise error
+        return await connection.pings.ping(timeout)
+
+    # -- serving ---------------------------------------------------------------------------
+
+    @property
+    def on_request(self) -> HandlerDecorator:
+        """`Peer.on_request`, for this session alone; asked before the peer's handlers."""
+        return self._handlers.on_request
+
+    @property
+    def on_notification(self) -> HandlerDecorator:
+        """`Peer.on_notification`, for this session alone; asked before the peer's handlers."""
+        return self._handlers.on_notification
+
+    def register(self, provider: HandlerProvider) -> None:
+        """`Peer.register`, for this session alone."""
+        self._handlers.register(provider)
+
+    def remove(self, target: object) -> None:
+        """Take handlers of this session alone off again; see `Peer.remove`."""
+        self._handlers.remove(target)
+
+    # -- life ------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """True when the session has ended, in whichever way."""
+        return self._connection.closed.done()
+
+    @property
+    def close_reason(self) -> SessionClosed | None:
+        """Why the session ended; None while it has not, or where it ended in good order."""
+        return self._connection.close_reason
+
+    async def wait_closed(self) -> None:
+        """Wait until the session has ended, in whichever way; see `close_reason`."""
+        await _wait(self._connection.closed)
+
+    async def aclose(self) -> None:
+        """End the session in good order.
+
+        Calls of this side fail with `SessionClosed`, and are cancelled on the other side. What
+        this side serves may finish within ``Timeouts.goodbye``; new requests are refused. A
+        spawned child is ended for sure. May be called by several tasks, twice, and while
+        cancelled; the closing goes on then. Called by a handler of this session it only begins the
+        closing, which waits for that handler.
+        """
+        call = serving.get()
+        if call is not None and call.session is self and not call.finished:
+            self._connection.begin_close()
+            return
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def on_close(self, callback: Callable[[SessionClosed | None], object]) -> None:
+        """Call ``callback`` when the session has ended: with the reason, or None where it ended in
+        good order. At once, in the next turn of the loop, if it has ended already."""
+        connection = self._connection
+        if connection.closed.done():
+            connection.loop.call_soon(callback, connection.close_reason)
+        else:
+            connection.on_close.append(callback)
+
+    def on_noise(self, callback: Callable[[bytes], object]) -> None:
+        """Call ``callback`` with bytes that came between frames, instead of logging them.
+
+        Each piece has at most ``Limits.max_noise`` bytes. Only pipes and stdio tolerate noise.
+        """
+        self._connection.on_noise.append(callback)
+
+    # -- what is known ---------------------------------------------------------------------
+
+    @property
+    def description(self) -> str:
+        """What the session runs over, for messages to people."""
+        return self._connection.transport.description
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """Process, user and group at the other end of a unix socket; None elsewhere.
+
+        Authorise by ``uid``, never by ``pid``.
+        """
+        return self._connection.transport.credentials
+
+    def statistics(self) -> Statistics:
+        """Counters since the session began, and how it stands now."""
+        connection = self._connection
+        calls, dispatch = connection.calls, connection.dispatch
+        sender, receiver = connection.notifications, connection.incoming_notifications
+        return Statistics(
+            requests_sent=calls.counts.requests,
+            requests_served=dispatch.counts.requests,
+            requests_refused=dispatch.counts.refused,
+            notifications_sent=sender.sent,
+            notifications_received=receiver.received,
+            notifications_unhandled=receiver.unhandled,
+            faults_sent=dispatch.counts.faults,
+            timeouts=calls.counts.timeouts,
+            cancels_sent=calls.counts.cancelled,
+            late_replies=calls.counts.late_replies,
+            ignored_messages=connection.ignored,
+            bytes_sent=connection.outbox.bytes_sent,
+            bytes_received=connection.bytes_received,
+            noise_received=connection.noise_received,
+            pending=len(calls.pending),
+            queued=calls.queued + len(sender.gate),
+            running=len(dispatch.running) + len(receiver.running),
+            outbox_size=connection.outbox.size,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Session {self.description} {self._connection.state.value}>"
+
+
+async def _wait(future: Awaitable[None]) -> None:
+    """Wait for a future that others wait for too: being cancelled must not cancel it."""
+    await asyncio.shield(future)

@@ -1,0 +1,36 @@
+"""What a peer hands down to each of its sessions.
+
+Layer 2, inside the session. Below: config, wire.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from asyncipc.config import Limits, Timeouts
+from asyncipc.wire.codec import Codec
+
+__all__ = ["SessionSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """Settings of a session, shared by all sessions of one peer.
+
+    :ivar codec: asked for where this side decides
+    :ivar codecs: all that this side speaks, by name
+    :ivar limits: what this side accepts and holds
+    :ivar timeouts: how long the steps of opening and closing may take
+    :ivar timeout: seconds a request waits for its answer by default; None for no limit
+    :ivar request_ids: makes ids that travel with requests for logs and traces
+    :ivar tracebacks: whether faults carry the traceback of the handler
+    :ivar read_buffer: memory that the decoders of one loop share
+    """
+
+    codec: Codec
+    codecs: Mapping[str, Codec]
+    limits: Limits
+    timeouts: Timeouts
+    timeout: float | None
+    request_ids: Callable[[], object] | None
+    tracebacks: bool
+    read_buffer: memoryview

@@ -1,0 +1,108 @@
+"""What a session asks of the bytes below it, and what every transport promises.
+
+A transport moves bytes between the kernel (or another program's stream object) and one
+`Receiver`. It knows nothing of messages. Everything happens on the event loop's thread.
+
+The contract, which ``tests/contract`` runs over every implementation:
+
+1. Nothing is delivered before `Transport.start`. The receiver is called from the loop, never
+   from inside a call that the receiver's owner made into the transport.
+2. For each read the transport asks `Receiver.get_buffer`, fills some of it, and calls
+   `Receiver.buffer_updated` in the same step, so that receivers of one loop may share memory.
+3. `Transport.write` takes everything it is given. It returns True when all of it has left.
+   Otherwise it returns False, keeps the buffers (uncopied: do not change them) and calls
+   `Receiver.writable` once when they have left; until then it must not be called again.
+   A failure to write is never raised: it arrives as `Receiver.connection_lost`.
+4. `Receiver.end_of_input` comes at most once, when the other side has finished sending but may
+   still be reading. No data follows.
+5. `Receiver.connection_lost` comes exactly once after `start`, last of all calls, in a later turn
+   of the loop than the call that caused it: with None after `Transport.close`, and also where the
+   other side has hung up cleanly (all that it sent was delivered first); else with the error.
+6. `Transport.close` is immediate and may be called at any time, and twice. What was not written
+   is dropped; a receiver that wants it flushed waits for `writable` first. After `connection_lost` all descriptors
+   the transport owned are closed and the loop holds no reference to it.
+7. `read_available` delivers what has come already, inside the call: for who knows that the
+   process at the other end is dead, and wants what it sent before the loop gets to it.
+8. `pause_reading` and `resume_reading` may be called at any time after `start`, and twice; while
+   paused no data is delivered (one read already under way excepted), a hang-up may still be.
+
+Layer 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+__all__ = ["Buffer", "Credentials", "Receiver", "Transport"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who is at the other end of a unix socket, as the kernel saw it when it connected.
+
+    Authorise by ``uid``, never by ``pid``: process ids are reused. On a socketpair they name the
+    process that made the pair.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Receiver(Protocol):
+    """The side of a transport that takes what comes in: a session, or a test."""
+
+    def get_buffer(self) -> memoryview:
+        """Writable memory, never empty, for the next read. Valid until `buffer_updated`."""
+
+    def buffer_updated(self, count: int) -> None:
+        """The first ``count`` bytes (at least 1) of the buffer were filled."""
+
+    def writable(self) -> None:
+        """What the last `Transport.write` kept has left."""
+
+    def end_of_input(self) -> None:
+        """The other side sends no more, but may still read."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The transport is gone. None: it was closed here, or there cleanly."""
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A pair of byte streams with a kernel, a library or another object behind it."""
+
+    @property
+    def description(self) -> str:
+        """For messages to people: ``unix:/run/app.sock``, ``stdio``, ``pid 123``."""
+
+    @property
+    def tolerates_noise(self) -> bool:
+        """True where bytes of other writers may stand between frames (pipes, stdio)."""
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The process at the other end, where the kernel tells; None elsewhere."""
+
+    def start(self, receiver: Receiver) -> None:
+        """Begin to read. Called once, inside a running loop."""
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """Send the buffers one behind the other; see rule 3. Ignored after the end."""
+
+    def read_available(self) -> None:
+        """Deliver what has come already, now; see rule 7. Does nothing where that is not possible."""
+
+    def pause_reading(self) -> None:
+        """Stop delivering data until `resume_reading`."""
+
+    def resume_reading(self) -> None:
+        """Deliver data again."""
+
+    def write_eof(self) -> None:
+        """Finish sending; the other side sees the end of its input. Call only when nothing is kept."""
+
+    def close(self) -> None:
+        """End both directions now; see rules 5 and 6."""

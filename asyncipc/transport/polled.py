@@ -1,0 +1,309 @@
+"""What all transports over polled descriptors have in common.
+
+Owns: the states of such a transport, its one reader callback, the rest of a short write, and the
+order in which its end is told. Above: ``sockets`` and ``pipes``, which say how bytes get in and
+out. Below: ``readiness`` and the loop's ``add_reader`` and ``add_writer``.
+"""
+
+import abc
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from asyncipc.errors import LocalProtocolError
+from asyncipc.transport.base import Buffer, Credentials, Receiver
+from asyncipc.transport.readiness import IOV_MAX, Watch, hung_up, unread, unsent
+
+__all__ = ["PolledTransport"]
+
+# A read that fills its buffer is repeated at once, this often before other callbacks get a turn.
+_READS_PER_EVENT: Final = range(4)
+
+
+class PolledTransport(abc.ABC):
+    """A transport whose descriptors the loop polls (``Transport``, see ``base`` for the contract).
+
+    A subclass hands over how to move bytes as plain callables, because they are on the path of
+    every message, and implements what happens at the end.
+
+    :param read_into: fills some of a buffer; 0 at the end of input, BlockingIOError for "later"
+    :param send: sends some of one buffer
+    :param send_many: the same for several, at most ``IOV_MAX``
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_ended",
+        "_hangup_watch",
+        "_input_ended",
+        "_loop",
+        "_output_ended",
+        "_polls_output",
+        "_read_fd",
+        "_read_into",
+        "_reading",
+        "_receiver",
+        "_send",
+        "_send_many",
+        "_unsent",
+        "_write_error",
+        "_write_fd",
+        "credentials",
+        "description",
+        "tolerates_noise",
+    )
+
+    _loop: asyncio.AbstractEventLoop
+    _receiver: Receiver
+
+    def __init__(
+        self,
+        read_fd: int,
+        write_fd: int,
+        *,
+        read_into: Callable[[memoryview], int],
+        send: Callable[[Buffer], int],
+        send_many: Callable[[Sequence[Buffer]], int],
+        description: str,
+        tolerates_noise: bool,
+        credentials: Credentials | None,
+    ) -> None:
+        self.description = description
+        self.tolerates_noise = tolerates_noise
+        self.credentials = credentials
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._read_into = read_into
+        self._send = send
+        self._send_many = send_many
+        self._reading = False  # the reader is in the loop: started, not paused, not at an end
+        self._input_ended = False
+        self._output_ended = False  # by write_eof, by a failed write, or with everything else
+        self._ended = False
+        self._polls_output = False
+        self._unsent: list[Buffer] = []
+        self._write_error: OSError | None = None
+        self._hangup_watch: Watch | None = None
+
+    # What subclasses add
+
+    @abc.abstractmethod
+    def _shut_output(self) -> None:
+        """Tell the other side that nothing more comes. May raise OSError."""
+
+    @abc.abstractmethod
+    def _close_descriptors(self) -> None:
+        """Close all that is owned; the loop polls none of it any more."""
+
+    def _other_side_gone(self) -> bool:
+        """At the end of input: is this a hang-up and not only a half close?"""
+        return hung_up(self._write_fd)
+
+    def _poll_input(self, poll: bool) -> None:
+        """Have the loop call `_read_ready`, or no longer."""
+        if poll:
+            self._loop.add_reader(self._read_fd, self._read_ready)
+        else:
+            self._loop.remove_reader(self._read_fd)
+
+    def _poll_output(self, poll: bool) -> None:
+        """Have the loop call `_write_ready`, or no longer."""
+        if poll:
+            self._loop.add_writer(self._write_fd, self._write_ready)
+        else:
+            self._loop.remove_writer(self._write_fd)
+
+    # Life
+
+    def start(self, receiver: Receiver) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._ended:
+            self._loop.call_soon(receiver.connection_lost, None)
+            return
+        self._receiver = receiver
+        self._reading = True
+        self._poll_input(True)
+
+    def close(self) -> None:
+        if not self._ended:
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        """Let go of everything; the receiver hears of it in the next turn."""
+        self._ended = self._output_ended = True
+        if not hasattr(self, "_loop"):  # never started, so there is nobody to tell
+            self._close_descriptors()
+            return
+        self._watch_hangup(False)
+        if self._reading:
+            self._reading = False
+            self._poll_input(False)
+        self._drop_unsent()
+        self._close_descriptors()
+        self._loop.call_soon(self._receiver.connection_lost, error)
+        del self._receiver
+
+    # Reading
+
+    def pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._poll_input(False)
+            self._watch_hangup(True)
+
+    def resume_reading(self) -> None:
+        if not (self._reading or self._input_ended or self._ended):
+            self._reading = True
+            self._watch_hangup(False)
+            self._poll_input(True)
+
+    def _read_ready(self) -> None:
+        receiver = self._receiver
+        for _ in _READS_PER_EVENT:
+            buffer = receiver.get_buffer()
+            try:
+                count = self._read_into(buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._end(self._write_error or error)
+                return
+            if not count:
+                self._end_of_input()
+                return
+            receiver.buffer_updated(count)
+            # The receiver may have paused or closed in there.
+            if count < len(buffer) or not self._reading:
+                return
+
+    def _end_of_input(self) -> None:
+        if self._output_ended or self._other_side_gone():
+            self._end(self._write_error or self._unsent_error())
+            return
+        # The end of input stays readable for ever, so the loop must not poll for it any longer.
+        self._input_ended = True
+        self._reading = False
+        self._poll_input(False)
+        self._watch_hangup(True)
+        self._receiver.end_of_input()
+
+    def _watch_hangup(self, watch: bool) -> None:
+        """While nothing is read, notice a hang-up all the same."""
+        if watch:
+            self._hangup_watch = Watch.for_hangup(self._loop, self._write_fd, self._finish)
+        elif self._hangup_watch is not None:
+            self._hangup_watch.close()
+            self._hangup_watch = None
+
+    def _finish(self, error: OSError | None = None) -> None:
+        """The other side is gone: deliver what the kernel still holds, then end.
+
+        Also while reading is paused, because what paused it may be waiting for the dead. The
+        amount is bounded by the kernel's buffer: a peer that reads no more but goes on writing
+        cannot keep this going.
+        """
+        if not self._ended:
+            error = self._read_rest() or error
+        if not self._ended:
+            self._end(error or self._unsent_error())
+
+    def read_available(self) -> None:
+        if not self._ended and (error := self._read_rest()):
+            self._end(error)
+
+    def _read_rest(self) -> OSError | None:
+        """Deliver what the kernel holds now, also while reading is paused."""
+        left = unread(self._read_fd)
+        while left >= 0 and not (self._input_ended or self._ended):
+            try:
+                count = self._read_into(self._receiver.get_buffer())
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                return error
+            if not count:
+                return None
+            left -= count
+            self._receiver.buffer_updated(count)
+        return None
+
+    def _unsent_error(self) -> OSError | None:
+        """A hang-up is clean only if the other side took everything."""
+        if not self._unsent:
+            return None
+        size = sum(map(len, self._unsent))
+        return BrokenPipeError(errno.EPIPE, f"the other side hung up with {size} bytes unsent")
+
+    # Writing
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        if self._output_ended or self._unsent:
+            return self._refuse_write()
+        try:
+            if len(buffers) == 1:
+                sent = self._send(buffers[0])
+                if sent == len(buffers[0]):
+                    return True
+            else:
+                sent = self._send_many(buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX])
+                if sent == sum(map(len, buffers)):
+                    return True
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._write_failed(error)
+            return False
+        self._unsent = unsent(buffers, sent)
+        if self._unsent and not self._polls_output:
+            self._polls_output = True
+            self._poll_output(True)
+        return not self._unsent
+
+    def _refuse_write(self) -> bool:
+        if self._unsent:
+            raise LocalProtocolError("write() was called before the last one was finished")
+        return False
+
+    def _write_ready(self) -> None:
+        try:
+            sent = self._send_many(self._unsent[:IOV_MAX])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._write_failed(error)
+            return
+        self._unsent = unsent(self._unsent, sent)
+        if self._unsent:
+            return
+        # The receiver mostly has more to write: polling for output stops only if it has not.
+        self._receiver.writable()
+        if self._polls_output and not self._unsent:
+            self._drop_unsent()
+
+    def _drop_unsent(self) -> None:
+        self._unsent = []
+        if self._polls_output:
+            self._polls_output = False
+            self._poll_output(False)
+
+    def _write_failed(self, error: OSError) -> None:
+        # What the other side sent before it went may still be there to read, a reply above all.
+        self._output_ended = True
+        self._write_error = error
+        self._drop_unsent()
+        self._loop.call_soon(self._finish, error)
+
+    def write_eof(self) -> None:
+        if self._output_ended:
+            return
+        if self._unsent:
+            raise LocalProtocolError("write_eof() was called before the last write was finished")
+        self._output_ended = True
+        try:
+            self._shut_output()
+        except OSError as error:
+            self._write_failed(error)
+            return
+        if self._input_ended:
+            self._end(None)

@@ -1,0 +1,95 @@
+"""Stream sockets: unix, TCP, socketpairs. The path of every message, so it is kept short.
+
+Owns: the options of a socket and who is at its other end. Above: the peer layer, which makes the
+sockets. Below: ``polled``.
+"""
+
+import socket
+import struct
+import sys
+from typing import Final
+
+from asyncipc.transport.base import Credentials
+from asyncipc.transport.polled import PolledTransport
+
+__all__ = ["SocketTransport", "peer_credentials", "tune"]
+
+# A dead machine at the other end is noticed after KEEPALIVE_IDLE + INTERVAL * COUNT seconds: two
+# minutes. (TCP_USER_TIMEOUT is left alone: it would end the connection to a stopped process too.)
+_KEEPALIVE_IDLE: Final = 60
+_KEEPALIVE_INTERVAL: Final = 10
+_KEEPALIVE_COUNT: Final = 6
+
+
+class SocketTransport(PolledTransport):
+    """A connected stream socket, which it owns from now on (`asyncipc.transport.base.Transport`).
+
+    A unix socket tells a half close from a hang-up. Over TCP they look the same, so a FIN is a
+    half close until a write is answered with a reset.
+
+    :param sock: a connected ``SOCK_STREAM`` socket; it is made non-blocking
+    :param description: for messages to people
+    """
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket, *, description: str) -> None:
+        sock.setblocking(False)
+        tune(sock)
+        self._sock = sock
+        super().__init__(
+            sock.fileno(),
+            sock.fileno(),
+            read_into=sock.recv_into,
+            send=sock.send,
+            send_many=sock.sendmsg,
+            description=description,
+            tolerates_noise=False,
+            credentials=peer_credentials(sock),
+        )
+
+    def _shut_output(self) -> None:
+        self._sock.shutdown(socket.SHUT_WR)
+
+    def _close_descriptors(self) -> None:
+        self._sock.close()
+
+
+def tune(sock: socket.socket) -> None:
+    """Set the options of a TCP socket: no delay for small writes, and keepalive."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "darwin":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPALIVE, _KEEPALIVE_IDLE)
+    else:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+
+
+def peer_credentials(sock: socket.socket) -> Credentials | None:
+    """Who is at the other end of a connected unix socket; None for any other, or if unknown."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    try:
+        if sys.platform == "linux":
+            # struct ucred: pid, uid, gid
+            pid, uid, gid = struct.unpack(
+                "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            )
+            nobody = uid == 0xFFFFFFFF  # not connected
+            return None if nobody else Credentials(pid=pid, uid=uid, gid=gid)
+        if sys.platform == "darwin":
+            # struct xucred: version (0), uid, number of groups, 16 groups, the first the primary
+            level, peer_pid, layout = 0, 2, struct.Struct("=IIh2x16I")  # SOL_LOCAL, LOCAL_PEERPID
+            version, uid, count, gid, *_ = layout.unpack(
+                sock.getsockopt(level, socket.LOCAL_PEERCRED, layout.size)
+            )
+            pid = sock.getsockopt(level, peer_pid)
+            known = version == 0 and count > 0
+            return Credentials(pid=pid, uid=uid, gid=gid) if known else None
+    except (OSError, struct.error):
+        return None
+    return None

@@ -1,0 +1,357 @@
+"""Streams of other libraries: pairs of asyncio streams, and any byte stream of anyio.
+
+Owns: the two tasks that carry bytes between such a stream and a receiver. Above: the peer layer.
+Below: the library that made the stream.
+
+Such streams are slower than the transports on descriptors and tell less: where no descriptor can
+be seen through them, a hang-up is noticed by the end of input and by a failing write alone.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, cast
+
+import anyio
+import anyio.abc
+
+from asyncipc.errors import LocalProtocolError
+from asyncipc.transport.base import Buffer, Receiver
+from asyncipc.transport.readiness import Watch, hung_up
+from asyncipc.transport.sockets import peer_credentials
+
+__all__ = ["StreamTransport"]
+
+# What one read of a stream asks for; anyio's own default.
+_READ_SIZE: Final = 64 * 1024
+
+# Seconds that a stream gets, after a write has failed, to deliver what came before: it cannot be
+# asked how much there is.
+_LAST_READS: Final = 1.0
+
+# Seconds for a TLS stream of asyncio to say goodbye to a peer that may have stopped answering.
+_CLOSE_TIMEOUT: Final = 1.0
+
+
+class _Streams(Protocol):
+    """What the two kinds of streams look like from here."""
+
+    def sock(self) -> socket.socket | None:
+        """The socket behind them, if there is one."""
+
+    def fileno(self) -> int | None:
+        """The descriptor written to, if it can be seen."""
+
+    def is_closing(self) -> bool:
+        """At the end of input: is the other direction known to be over as well?"""
+
+    async def receive(self) -> bytes:
+        """Empty at the end."""
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        """Returns when all has left."""
+
+    async def send_eof(self) -> bool:
+        """False where that cannot be told without closing both directions."""
+
+    async def aclose(self, *, flushed: bool) -> None:
+        """Close both directions at once, dropping what was not sent."""
+
+
+class StreamTransport:
+    """Carries bytes between streams of another library and a receiver, by two tasks.
+
+    Made by `from_asyncio` and `from_anyio` (`asyncipc.transport.base.Transport`). The streams are
+    its own from then on. An asyncio reader that does not belong to the writer's transport (the
+    output of a subprocess) has no public way to be closed; it ends with the subprocess.
+    """
+
+    def __init__(
+        self, streams: _Streams, *, description: str, tolerates_noise: bool | None
+    ) -> None:
+        sock = streams.sock()
+        self.description = description
+        self.tolerates_noise = sock is None if tolerates_noise is None else tolerates_noise
+        self.credentials = None if sock is None else peer_credentials(sock)
+        self._streams = streams
+        self._fd = streams.fileno()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closer: asyncio.Task[None] | None = None
+        self._kept: Sequence[Buffer] = ()
+        self._work = asyncio.Event()  # something to write, or write_eof
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._input_ended = False
+        self._output_ended = False
+        self._write_error: Exception | None = None
+        self._hangup_watch: Watch | None = None
+        self._receiver: Receiver | None = None
+
+    @classmethod
+    def from_asyncio(
+        cls,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        description: str = "asyncio streams",
+        tolerates_noise: bool | None = None,
+    ) -> "StreamTransport":
+        """Wrap what ``asyncio.open_connection`` and its kin return.
+
+        :param tolerates_noise: by default False where a socket is behind the streams
+        """
+        streams = _AsyncioStreams(reader, writer)
+        return cls(streams, description=description, tolerates_noise=tolerates_noise)
+
+    @classmethod
+    def from_anyio(
+        cls,
+        receive: anyio.abc.ByteReceiveStream,
+        send: anyio.abc.ByteSendStream,
+        *,
+        description: str = "anyio streams",
+        tolerates_noise: bool | None = None,
+    ) -> "StreamTransport":
+        """Wrap a pair of anyio streams, or one ``ByteStream`` given twice.
+
+        :param tolerates_noise: by default False where a socket is behind the streams
+        """
+        streams = _AnyioStreams(receive, send)
+        return cls(streams, description=description, tolerates_noise=tolerates_noise)
+
+    def start(self, receiver: Receiver) -> None:
+        loop = asyncio.get_running_loop()
+        if self._closer is not None:
+            loop.call_soon(receiver.connection_lost, None)
+            return
+        self._receiver = receiver
+        self._tasks = [
+            loop.create_task(self._read(receiver)),
+            loop.create_task(self._write(receiver)),
+        ]
+
+    def close(self) -> None:
+        self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._closer is None:
+            self._output_ended = True
+            self._watch_hangup(False)
+            self._closer = asyncio.get_running_loop().create_task(self._close(error))
+
+    async def _close(self, error: Exception | None) -> None:
+        try:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            # Why closing failed tells nothing that the end itself did not tell.
+            with contextlib.suppress(Exception):
+                await self._streams.aclose(flushed=not self._kept)
+        finally:
+            self._kept = ()
+            self._tasks = []
+            if self._receiver is not None:
+                self._receiver.connection_lost(error)
+                self._receiver = None
+
+    # Reading
+
+    def read_available(self) -> None:
+        """Streams cannot be asked what they hold: it comes through the loop."""
+
+    def pause_reading(self) -> None:
+        self._may_read.clear()
+
+    def resume_reading(self) -> None:
+        self._may_read.set()
+
+    async def _read(self, receiver: Receiver) -> None:
+        try:
+            while True:
+                await self._may_read.wait()
+                data = await self._streams.receive()
+                if not data:
+                    break
+                self._deliver(receiver, memoryview(data))
+                if self._closer is not None:
+                    return
+            self._end_of_input(receiver)
+        except Exception as error:
+            self._end(self._write_error or error)
+
+    def _deliver(self, receiver: Receiver, data: memoryview) -> None:
+        while data and self._closer is None:
+            buffer = receiver.get_buffer()
+            count = min(len(data), len(buffer))
+            buffer[:count] = data[:count]
+            receiver.buffer_updated(count)
+            data = data[count:]
+
+    def _end_of_input(self, receiver: Receiver) -> None:
+        gone = self._streams.is_closing() or (self._fd is not None and hung_up(self._fd))
+        if gone or self._output_ended:
+            self._end(self._write_error)
+            return
+        self._input_ended = True
+        self._watch_hangup(True)
+        receiver.end_of_input()
+
+    def _watch_hangup(self, watch: bool) -> None:
+        if watch and self._fd is not None:
+            loop = asyncio.get_running_loop()
+            self._hangup_watch = Watch.for_hangup(loop, self._fd, self.close)
+        elif self._hangup_watch is not None:
+            self._hangup_watch.close()
+            self._hangup_watch = None
+
+    # Writing
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        if self._output_ended:
+            return False
+        if self._kept:
+            raise LocalProtocolError("write() was called before the last one was finished")
+        self._kept = buffers
+        self._work.set()
+        return not buffers
+
+    def write_eof(self) -> None:
+        if self._output_ended:
+            return
+        if self._kept:
+            raise LocalProtocolError("write_eof() was called before the last write was finished")
+        self._output_ended = True
+        self._work.set()
+
+    async def _write(self, receiver: Receiver) -> None:
+        try:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                if self._kept:
+                    await self._streams.send(self._kept)
+                    self._kept = ()
+                    receiver.writable()
+                elif self._output_ended:
+                    break
+            if not await self._streams.send_eof() or self._input_ended:
+                self._end(None)
+        except Exception as error:
+            await self._write_failed(error)
+
+    async def _write_failed(self, error: Exception) -> None:
+        # What the other side sent before it went may still be there to read, a reply above all.
+        self._output_ended = True
+        self._write_error = error
+        self._may_read.set()
+        await asyncio.wait(self._tasks[:1], timeout=_LAST_READS)
+        self._end(error)
+
+
+class _AsyncioStreams:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # drain() now waits until all has left, as the contract wants it.
+        writer.transport.set_write_buffer_limits(high=0)
+
+    def sock(self) -> socket.socket | None:
+        return cast("socket.socket | None", self._writer.get_extra_info("socket"))
+
+    def fileno(self) -> int | None:
+        return _fileno(self.sock() or self._writer.get_extra_info("pipe"))
+
+    def is_closing(self) -> bool:
+        return self._writer.is_closing()
+
+    async def receive(self) -> bytes:
+        return await self._reader.read(_READ_SIZE)
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        self._writer.writelines(buffers)
+        await self._writer.drain()
+
+    async def send_eof(self) -> bool:
+        if not self._writer.can_write_eof():
+            return False
+        self._writer.write_eof()
+        return True
+
+    async def aclose(self, *, flushed: bool) -> None:
+        # TLS may hold bytes that left the stream but not the process, and flushes on close().
+        if flushed:
+            self._writer.close()
+        else:
+            self._writer.transport.abort()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            self._writer.transport.abort()
+
+
+class _AnyioStreams:
+    def __init__(
+        self, receive: anyio.abc.ByteReceiveStream, send: anyio.abc.ByteSendStream
+    ) -> None:
+        self._receive = receive
+        self._send = send
+
+    def sock(self) -> socket.socket | None:
+        return self._send.extra(anyio.abc.SocketAttribute.raw_socket, None)
+
+    def fileno(self) -> int | None:
+        return _fileno(self.sock())
+
+    def is_closing(self) -> bool:
+        return False
+
+    async def receive(self) -> bytes:
+        try:
+            while True:
+                data = await self._receive.receive(_READ_SIZE)
+                if data:  # an empty one is not the end, and not quite allowed
+                    return data
+        except anyio.EndOfStream:
+            return b""
+        except anyio.BrokenResourceError as error:
+            raise _cause(error) from None
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        try:
+            await self._send.send(b"".join(buffers))
+        except anyio.BrokenResourceError as error:
+            raise _cause(error) from None
+
+    async def send_eof(self) -> bool:
+        if not isinstance(self._send, anyio.abc.ByteStream):
+            await self._send.aclose()
+            return True
+        try:
+            await self._send.send_eof()
+        except NotImplementedError:
+            return False
+        return True
+
+    async def aclose(self, *, flushed: bool) -> None:
+        try:
+            await anyio.aclose_forcefully(self._send)
+        finally:
+            await anyio.aclose_forcefully(
+                self._receive
+            )  # may be the same: closing twice is allowed
+
+
+def _fileno(behind: Any) -> int | None:
+    try:
+        fd = int(behind.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None
+    return fd if fd >= 0 else None
+
+
+def _cause(error: anyio.BrokenResourceError) -> Exception:
+    """The system's error, which says more."""
+    return error.__cause__ if isinstance(error.__cause__, OSError) else error

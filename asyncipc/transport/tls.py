@@ -1,0 +1,184 @@
+"""TLS, through the event loop's own transports.
+
+Owns: the handshake and the meeting of asyncio's protocol callbacks with ours. Above: the peer
+layer, which makes the sockets and the contexts. Below: asyncio or uvloop.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+from asyncipc.errors import LocalProtocolError
+from asyncipc.transport.base import Buffer, Receiver
+from asyncipc.transport.sockets import peer_credentials, tune
+
+__all__ = ["TlsTransport", "accept", "connect"]
+
+# Seconds for the goodbye of TLS, after which the connection is cut: close() is meant to be quick.
+_SHUTDOWN_TIMEOUT: Final = 1.0
+
+
+async def connect(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_hostname: str | None,
+    *,
+    handshake_timeout: float,
+    description: str | None = None,
+) -> "TlsTransport":
+    """Begin TLS on a connected socket as its client. The socket is owned from now on.
+
+    :param server_hostname: the name the certificate must bear; None where ``context`` checks none
+    :param handshake_timeout: seconds
+    :param description: for messages to people; by default the address of the other side
+    :raises ssl.SSLError: the other side does not speak TLS, or is not trusted
+    :raises OSError: the connection broke, or took longer (``ConnectionAbortedError``)
+    """
+    loop = asyncio.get_running_loop()
+    unix = sock.family == socket.AF_UNIX
+    create = loop.create_unix_connection if unix else loop.create_connection
+    return await _secure(
+        sock,
+        description,
+        create,
+        ssl=context,
+        server_hostname=server_hostname or "",
+        ssl_handshake_timeout=handshake_timeout,
+        ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
+    )
+
+
+async def accept(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    handshake_timeout: float,
+    description: str | None = None,
+) -> "TlsTransport":
+    """Begin TLS on an accepted socket as its server; like `connect`."""
+    return await _secure(
+        sock,
+        description,
+        asyncio.get_running_loop().connect_accepted_socket,
+        ssl=context,
+        ssl_handshake_timeout=handshake_timeout,
+        ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
+    )
+
+
+async def _secure(
+    sock: socket.socket, description: str | None, create: Any, **options: Any
+) -> "TlsTransport":
+    try:
+        sock.setblocking(False)
+        tune(sock)
+        transport = TlsTransport(sock, description or f"TLS connection with {sock.getpeername()}")
+        await create(lambda: transport, sock=sock, **options)
+    except BaseException:
+        sock.close()
+        raise
+    return transport
+
+
+class TlsTransport(asyncio.BufferedProtocol):
+    """An established TLS connection (`asyncipc.transport.base.Transport`); see `connect`.
+
+    TLS as the loops do it has no half close: `write_eof` closes both directions once what was
+    written is out, and the end of the other side's data is the end of the connection.
+    """
+
+    def __init__(self, sock: socket.socket, description: str) -> None:
+        self.description = description
+        self.tolerates_noise = False
+        self.credentials = peer_credentials(sock)
+        self._transport: asyncio.Transport | None = None
+        self._receiver: Receiver | None = None
+        self._kept = False
+        self._closed = False  # by us
+        self._lost = False
+        self._error: Exception | None = None
+
+    # The contract
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        if self._lost:
+            asyncio.get_running_loop().call_soon(self._tell_lost)
+        else:
+            self.resume_reading()
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        if self._transport is None or self._closed:
+            return False
+        if self._kept:
+            raise LocalProtocolError("write() was called before the last one was finished")
+        self._transport.writelines(buffers)
+        return not self._kept
+
+    def read_available(self) -> None:
+        """What has come is still encrypted, and in the loop's hands."""
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._closed:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._closed:
+            self._transport.resume_reading()
+
+    def write_eof(self) -> None:
+        if self._kept:
+            raise LocalProtocolError("write_eof() was called before the last write was finished")
+        self.close()
+
+    def close(self) -> None:
+        if self._transport is None or self._closed:
+            return
+        self._closed = True
+        if self._kept:
+            self._transport.abort()
+        else:
+            # Bytes that left this object may still be on their way through the loop's.
+            self._transport.resume_reading()
+            self._transport.close()
+
+    def _tell_lost(self) -> None:
+        if self._receiver is not None:
+            self._receiver.connection_lost(None if self._closed else self._error)
+            self._receiver = None
+
+    # The loop's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.pause_reading()  # until start()
+        self._transport.set_write_buffer_limits(high=0)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._closed or self._receiver is None:
+            return memoryview(bytearray(64 * 1024))  # what comes during the goodbye is dropped
+        return self._receiver.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if not self._closed and self._receiver is not None:
+            self._receiver.buffer_updated(nbytes)
+
+    def eof_received(self) -> None:
+        """The connection ends with it: `connection_lost` follows."""
+
+    def pause_writing(self) -> None:
+        self._kept = True
+
+    def resume_writing(self) -> None:
+        self._kept = False
+        if not self._closed and self._receiver is not None:
+            self._receiver.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._error = exc
+        self._transport = None
+        self._tell_lost()

@@ -1,0 +1,291 @@
+"""Makes a message flat: of the few types a codec writes by itself, everything else wrapped.
+
+The walk goes through the message once, copies only containers in which something changes, turns
+values of the table (`asyncipc.wire.values`) into extension values, and puts bulk aside. It is the
+exact way; a codec that can tell a plain message quickly need not take it.
+
+Layer 1. Above: codecs. Below: values, attachments, paths.
+"""
+
+import enum
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from asyncipc.wire.attachments import ATTACH_ABOVE, BUFFER_TYPES, Buffer, as_attachment
+from asyncipc.wire.paths import PathError
+from asyncipc.wire.types import registration
+from asyncipc.wire.values import (
+    ATTACHMENT,
+    BY_CLASS,
+    ENUM,
+    MAX_EXTENSION_DEPTH,
+    MESSAGE,
+    Extension,
+    ValueType,
+)
+
+__all__ = ["MAX_DEPTH", "Flattener", "by_type", "check_attach_above"]
+
+# Containers may nest this deep; each level is two frames of Python's 1000.
+MAX_DEPTH: Final = 256
+
+
+def by_type(extensions: Sequence[Extension]) -> dict[type, Extension]:
+    """The extensions by their class.
+
+    :raises ValueError: two of them share a code or a class
+    """
+    by_class = {extension.type: extension for extension in extensions}
+    by_code = {extension.code for extension in extensions}
+    if not len(by_class) == len(by_code) == len(extensions):
+        raise ValueError("two extensions share a code or a class")
+    return by_class
+
+
+def check_attach_above(size: int) -> int:
+    """The threshold for attachments, if it can be one.
+
+    :raises ValueError: it is no positive integer
+    """
+    if type(size) is not int or size < 1:
+        raise ValueError(f"attach_above is a positive number of bytes, not {size!r}")
+    return size
+
+
+class Flattener:
+    """One walk through one message; a subclass says how its codec writes what is not native.
+
+    :param attachments: buffers put aside are appended here
+    :param attach_above: put buffers of at least this many bytes aside
+    :param extensions: the user's own types
+    :param trusted: types whose values are taken as they are, unseen. A quick first attempt trusts
+        more than it knows (any str, any int); when writing the result fails, a second attempt
+        trusts less and finds the culprit.
+    """
+
+    QUICK: ClassVar[frozenset[type]]
+    THOROUGH: ClassVar[frozenset[type]]
+
+    def __init__(
+        self,
+        attachments: list[Buffer],
+        *,
+        extensions: Mapping[type, Extension],
+        trusted: frozenset[type],
+        attach_above: int = ATTACH_ABOVE,
+    ) -> None:
+        self._attachments = attachments
+        self._attach_above = attach_above
+        self._extensions = extensions
+        self._trusted = trusted
+        self._open: set[int] = set()  # ids of the registered objects around the current value
+        self._depth = 0  # of containers
+        self._nesting = 0  # of extension values
+
+    def flat(self, value: Any) -> Any:
+        """The value in terms of what the codec writes; itself where there is nothing to change.
+
+        :raises PathError: it cannot be sent
+        """
+        kind = type(value)
+        if kind in self._trusted:
+            return value
+        if kind is list:
+            return self._list(value)
+        if kind is dict:
+            return self.flat_dict(value)
+        if kind is int:
+            return self.flat_int(value)
+        if kind is str:
+            return self._str(value)
+        if kind in BUFFER_TYPES:
+            return self._buffer(value)
+        if kind is float:
+            return self.flat_float(value)
+        if value is None or kind is bool:
+            return value
+        return self._extended(value, kind)
+
+    # What the codecs do differently.
+
+    def wrap(self, row: ValueType, payload: Any) -> Any:
+        """An extension value of the library; the payload is flat."""
+        raise NotImplementedError
+
+    def wrap_extension(self, code: int, payload: Any) -> Any:
+        """An extension value of the user; the payload is flat."""
+        raise NotImplementedError
+
+    def flat_dict(self, value: dict[Any, Any]) -> Any:
+        """A dict; see `flat`."""
+        raise NotImplementedError
+
+    def flat_int(self, value: int) -> Any:
+        """An int; see `flat`."""
+        raise NotImplementedError
+
+    def flat_float(self, value: float) -> Any:
+        """A float; see `flat`."""
+        raise NotImplementedError
+
+    def flat_bytes(self, value: bytes) -> Any:
+        """Bytes that are not put aside; see `flat`."""
+        raise NotImplementedError
+
+    # What they share.
+
+    def key(self, key: Any) -> Any:
+        """The key of a dict; see `flat`."""
+        try:
+            return self.flat(key)
+        except PathError as fault:
+            raise PathError(f"the key {reprlib.repr(key)}: {fault.reason}") from fault.__cause__
+
+    def enter(self) -> None:
+        """Go one container deeper; `leave` on every way out."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            self._depth -= 1
+            raise PathError(f"nested more than {MAX_DEPTH} levels deep, or contains itself")
+
+    def leave(self) -> None:
+        """The reverse of `enter`."""
+        self._depth -= 1
+
+    def _list(self, items: list[Any]) -> list[Any]:
+        trusted, flat = self._trusted, items
+        self.enter()
+        try:
+            for index, item in enumerate(items):
+                if type(item) in trusted:
+                    continue
+                try:
+                    new = self.flat(item)
+                except PathError as fault:
+                    fault.inside(index)
+                    raise
+                if new is not item:
+                    if flat is items:
+                        flat = items.copy()
+                    flat[index] = new
+        finally:
+            self.leave()
+        return flat
+
+    def _str(self, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PathError(
+                f"{reprlib.repr(text)} is no valid Unicode text ({error.reason})"
+            ) from error
+        return text
+
+    def _buffer(self, buffer: Buffer) -> Any:
+        kind = type(buffer)
+        try:
+            size = buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+            if size < self._attach_above:
+                return self.flat_bytes(buffer) if isinstance(buffer, bytes) else self._row(buffer)
+            attachment = as_attachment(buffer)
+        except ValueError as error:
+            raise PathError(f"a memoryview that was released: {error}") from error
+        self._attachments.append(attachment)
+        index = len(self._attachments) - 1
+        return self.wrap(ATTACHMENT, self.flat([index, kind.__name__]))
+
+    def _extended(self, value: Any, kind: type) -> Any:
+        if kind is _Flat:
+            return value.content
+        self._nesting += 1
+        try:
+            if self._nesting > MAX_EXTENSION_DEPTH:
+                raise PathError(
+                    f"objects nested more than {MAX_EXTENSION_DEPTH} levels deep; "
+                    "lists and dicts may nest deeper"
+                )
+            extension = self._extensions.get(kind)
+            if extension is not None:
+                payload = self._payload(extension.encode, value)
+                return self.wrap_extension(extension.code, self.flat(payload))
+            if kind in BY_CLASS:
+                return self._row(value)
+            if isinstance(value, enum.Enum):
+                return self.wrap(ENUM, self.flat(self._payload(ENUM.encode, value)))
+            entry = registration(kind)
+            if entry is None:
+                raise PathError(_advice(kind))
+            return self._message(value, entry.lenient)
+        finally:
+            self._nesting -= 1
+
+    def _row(self, value: Any) -> Any:
+        row = BY_CLASS[type(value)]
+        return self.wrap(row, self.flat(self._payload(row.encode, value)))
+
+    def _message(self, value: Any, lenient: bool) -> Any:
+        identity = id(value)
+        if identity in self._open:
+            raise PathError(f"a {type(value).__qualname__} that contains itself")
+        self._open.add(identity)
+        try:
+            name, fields = self._payload(MESSAGE.encode, value)
+            if lenient:
+                fields = self._what_fits(fields)
+            # Not as part of the payload, so that a path has no step for the payload itself.
+            return self.wrap(MESSAGE, [self.flat(name), self.flat(fields)])
+        finally:
+            self._open.discard(identity)
+
+    def _what_fits(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of an exception with their contents flat, as far as they can be sent."""
+        args = [self._attempt(arg) or reprlib.repr(arg) for arg in fields["args"]]
+        state = {key: self._attempt(item) for key, item in fields["state"].items()}
+        return {"args": args, "state": {key: item for key, item in state.items() if item}}
+
+    def _attempt(self, value: Any) -> "_Flat | None":
+        """A value made flat; None, with nothing left of the attempt, where it cannot be sent."""
+        attached = len(self._attachments)
+        try:
+            return _Flat(self.flat(value))
+        except PathError:
+            del self._attachments[attached:]
+            return None
+
+    def _payload(self, encode: Any, value: Any) -> Any:
+        try:
+            return encode(value)
+        except PathError:
+            raise
+        except Exception as error:  # code of the user's class or extension may run here
+            raise PathError(str(error) or type(error).__name__) from error
+
+
+class _Flat:
+    """Something that was made flat before, on its way through `Flattener.flat`."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def _advice(kind: type) -> str:
+    """Why a value of an unknown type is not sent, and what can be done about it."""
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    convert = "or convert the value, or give the codec an Extension"
+    for base in kind.__mro__[1:-1]:
+        if registration(base) is not None:
+            return f"{name} is not registered, only its base {base.__qualname__} is: put @message on it"
+        if base in BY_CLASS or base in _PLAIN:
+            what = f"{name} is a subclass of {base.__qualname__} and would not arrive as itself"
+            if base is tuple and hasattr(kind, "_fields"):
+                return f"{what}: put @message on the class, {convert}"
+            return (
+                f"{what}: convert it with {base.__qualname__}(...), or give the codec an Extension"
+            )
+    return f"a value of type {name} cannot be sent: put @message on the class, {convert}"
+
+
+_PLAIN: Final = frozenset({int, float, str, bytes, list, dict})

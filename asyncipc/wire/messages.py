@@ -1,0 +1,229 @@
+"""The kinds of messages, the names of their fields, and what each field may hold.
+
+A message is an array ``[kind, field, field, ...]``. ``docs/protocol.md`` is the normative text;
+this module is the table that the code and that page share.
+
+Kinds are split in two ranges so that versions can meet. Below `FIRST_IGNORABLE` a kind is
+*critical*: field 1 of an unknown one is the id of a call, and it is answered with a fault. From
+there on a kind is *ignorable*: an unknown one is skipped. Fields behind those listed are ignored.
+
+Ids: both ends count their own calls from 1. On the wire a call's number is shifted left by one
+and the lowest bit tells whose call it is: 0 in messages from the side that made the request, 1 in
+messages from the side that serves it.
+
+Layer 1. Above: the session. Below: errors.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any, Final
+
+from asyncipc.errors import RemoteProtocolError
+
+__all__ = [
+    "AUTH",
+    "BEGIN",
+    "CANCEL",
+    "CREDIT",
+    "FAULT",
+    "FIELD_NAMES",
+    "FIRST_IGNORABLE",
+    "GOODBYE",
+    "HELLO",
+    "NOTIFY",
+    "PART",
+    "PING",
+    "PONG",
+    "PROGRESS",
+    "REPLY",
+    "REQUEST",
+    "RETRACT",
+    "GoodbyeCode",
+    "check_fields",
+]
+
+HELLO: Final = 0
+AUTH: Final = 1
+REQUEST: Final = 2
+REPLY: Final = 3
+FAULT: Final = 4
+NOTIFY: Final = 5
+CANCEL: Final = 6
+# 7 and 8 are reserved for the items of streams and their end.
+BEGIN: Final = 9
+PART: Final = 10
+RETRACT: Final = 11
+GOODBYE: Final = 12
+CREDIT: Final = 13
+# 14 and 15 are reserved for file descriptors and shared memory.
+
+FIRST_IGNORABLE: Final = 64
+PROGRESS: Final = 64
+PING: Final = 65
+PONG: Final = 66
+# 67 is reserved for a handler that extends its own deadline.
+
+
+class GoodbyeCode(enum.IntEnum):
+    """Why a side ends the session; an unknown number counts as `PROTOCOL_ERROR`."""
+
+    NORMAL = 0
+    PROTOCOL_ERROR = 1
+    UNSUPPORTED = 2
+    AUTHENTICATION = 3
+    OVERLOADED = 4
+
+
+Check = Callable[[Any], bool]
+
+
+def _is_id(value: Any) -> bool:
+    return value.__class__ is int and 0 < value < 2**63
+
+
+def _is_size(value: Any) -> bool:
+    return value.__class__ is int and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return value.__class__ is str
+
+
+def _is_binary(value: Any) -> bool:
+    return value.__class__ is bytes
+
+
+def _is_map(value: Any) -> bool:
+    return value.__class__ is dict
+
+
+def _is_optional_map(value: Any) -> bool:
+    return value is None or value.__class__ is dict
+
+
+def _is_params(value: Any) -> bool:
+    return value is None or value.__class__ is list or value.__class__ is dict
+
+
+def _is_seconds(value: Any) -> bool:
+    return value is None or (value.__class__ in (int, float) and 0 <= value < float("inf"))
+
+
+def _is_number(value: Any) -> bool:
+    return value.__class__ in (int, float)
+
+
+def _is_optional_number(value: Any) -> bool:
+    return value is None or value.__class__ in (int, float)
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or value.__class__ is str
+
+
+def _is_sizes(value: Any) -> bool:
+    return value.__class__ is list and bool(value) and all(_is_size(size) for size in value)
+
+
+def _is_anything(_value: Any) -> bool:
+    return True
+
+
+# kind -> its name and, for each field from 1 on: name, check, what is expected, may it be left out.
+_FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] = {
+    HELLO: ("hello", (("parameters", _is_map, "a map", False),)),
+    AUTH: ("auth", (("proof", _is_binary, "binary", False),)),
+    REQUEST: (
+        "request",
+        (
+            ("id", _is_id, "a positive integer", False),
+            ("method", _is_text, "a string", False),
+            ("params", _is_params, "nil, an array or a map", True),
+            ("timeout", _is_seconds, "nil or seconds", True),
+            ("metadata", _is_optional_map, "nil or a map", True),
+        ),
+    ),
+    REPLY: (
+        "reply",
+        (
+            ("id", _is_id, "a positive integer", False),
+            ("result", _is_anything, "any value", False),
+        ),
+    ),
+    FAULT: (
+        "fault",
+        (
+            ("id", _is_id, "a positive integer", False),
+            ("code", _is_size, "an integer", False),
+            ("message", _is_text, "a string", False),
+            ("details", _is_optional_map, "nil or a map", True),
+        ),
+    ),
+    NOTIFY: (
+        "notify",
+        (
+            ("method", _is_text, "a string", False),
+            ("params", _is_params, "nil, an array or a map", True),
+            ("metadata", _is_optional_map, "nil or a map", True),
+        ),
+    ),
+    CANCEL: ("cancel", (("id", _is_id, "a positive integer", False),)),
+    BEGIN: (
+        "begin",
+        (
+            ("transfer", _is_id, "a positive integer", False),
+            ("lengths", _is_sizes, "an array of sizes", False),
+        ),
+    ),
+    PART: ("part", (("transfer", _is_id, "a positive integer", False),)),
+    RETRACT: ("retract", (("transfer", _is_id, "a positive integer", False),)),
+    GOODBYE: (
+        "goodbye",
+        (
+            ("last_id", _is_size, "an integer", False),
+            ("code", _is_size, "an integer", False),
+            ("reason", _is_text, "a string", False),
+        ),
+    ),
+    CREDIT: (
+        "credit",
+        (
+            ("stream", _is_size, "an integer", False),
+            ("bytes", _is_size, "an integer", False),
+        ),
+    ),
+    PROGRESS: (
+        "progress",
+        (
+            ("id", _is_id, "a positive integer", False),
+            ("done", _is_number, "a number", False),
+            ("total", _is_optional_number, "nil or a number", True),
+            ("message", _is_optional_text, "nil or a string", True),
+        ),
+    ),
+    PING: ("ping", (("token", _is_size, "an integer", False),)),
+    PONG: ("pong", (("token", _is_size, "an integer", False),)),
+}
+
+FIELD_NAMES: Final[dict[int, tuple[str, ...]]] = {
+    kind: tuple(name for name, *_ in fields) for kind, (_, fields) in _FIELDS.items()
+}
+
+
+def check_fields(message: list[Any]) -> None:
+    """Check a message of a known kind against the table.
+
+    :raises RemoteProtocolError: naming the kind and the field, what was expected and what came
+    """
+    kind_name, fields = _FIELDS[message[0]]
+    for position, (name, check, expected, optional) in enumerate(fields, 1):
+        if position >= len(message):
+            if optional:
+                return
+            raise RemoteProtocolError(f"the other side sent a {kind_name} without its {name}")
+        if not check(message[position]):
+            value = repr(message[position])
+            shown = value if len(value) <= 60 else value[:57] + "..."
+            raise RemoteProtocolError(
+                f"the other side sent a {kind_name} whose {name} should be {expected}, not {shown}"
+            )

@@ -1,0 +1,184 @@
+"""Transfers: messages too large, or with too much attached, for one frame.
+
+A transfer is announced by a ``begin`` message, which gives its number and the lengths of its
+segments: segment 0 is the encoded message, the others are its attachments. The bytes of all
+segments, one behind the other, are cut into parts: the first stands attached to the ``begin``,
+the next to ``part`` messages. Parts of several transfers, and whole frames of other messages, may
+stand between them. ``retract`` gives an unfinished transfer up.
+
+Receiving copies each chunk once, out of memory that is still in the processor's cache, into
+memory that grows as the bytes come: nothing is allocated because it was announced. (`io.BytesIO`
+hands its memory over as ``bytes`` without another copy; large blocks grow by moving pages.)
+
+Layer 1. Above: the session. Below: errors. Does no I/O.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Final
+
+from asyncipc.errors import FrameTooLarge, RemoteProtocolError
+
+__all__ = ["MAX_TRANSFERS", "Assembler", "Outgoing"]
+
+# Unfinished transfers in one direction. A sender finishes some before it begins others, so that
+# the memory of half-received messages is bounded; see docs/protocol.md.
+MAX_TRANSFERS: Final = 64
+
+MAX_SEGMENTS: Final = 1025
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Outgoing:
+    """A transfer on its way out: cuts the segments into parts without copying them."""
+
+    __slots__ = ("_offset", "_position", "_segments", "lengths", "size", "taken")
+
+    def __init__(self, segments: Sequence[Buffer]) -> None:
+        self._segments = [memoryview(segment).cast("B") for segment in segments]
+        self._position = 0
+        self._offset = 0
+        self.lengths = [len(segment) for segment in self._segments]
+        self.size = sum(self.lengths)
+        self.taken = 0
+
+    def next_part(self, limit: int) -> list[memoryview]:
+        """The next bytes, at most ``limit``; an empty list at the end."""
+        part: list[memoryview] = []
+        while limit > 0 and self._position < len(self._segments):
+            segment = self._segments[self._position]
+            piece = segment[self._offset : self._offset + limit]
+            limit -= len(piece)
+            self.taken += len(piece)
+            self._offset += len(piece)
+            if piece:
+                part.append(piece)
+            if self._offset == len(segment):
+                self._position += 1
+                self._offset = 0
+        return part
+
+    @property
+    def finished(self) -> bool:
+        """All bytes were handed out."""
+        return self._position == len(self._segments)
+
+
+class _Incoming:
+    """One unfinished message: takes bytes, fills segment after segment."""
+
+    __slots__ = ("_lengths", "_memory", "_missing", "segments", "size")
+
+    def __init__(self, lengths: list[int]) -> None:
+        self._lengths = lengths
+        self._missing = lengths[0]
+        self._memory = io.BytesIO()
+        self.segments: list[bytes] = []
+        self.size = sum(lengths)
+
+    def feed(self, data: memoryview) -> bool:
+        """Take a chunk; True when the message is complete."""
+        while True:
+            if self._missing >= len(data):
+                self._memory.write(data)
+                self._missing -= len(data)
+                data = data[:0]
+            else:
+                self._memory.write(data[: self._missing])
+                data = data[self._missing :]
+                self._missing = 0
+            if self._missing:
+                return False
+            self.segments.append(self._memory.getvalue())
+            if len(self.segments) == len(self._lengths):
+                if data:
+                    raise RemoteProtocolError(
+                        f"the other side attached {len(data)} bytes more than it had announced"
+                    )
+                return True
+            self._memory = io.BytesIO()
+            self._missing = self._lengths[len(self.segments)]
+
+
+class Assembler:
+    """Puts the transfers that come in together again.
+
+    :param max_message: limit in bytes for one message with all that is attached to it, and for
+        all unfinished ones together where there are several
+    """
+
+    __slots__ = ("_current", "_current_id", "_held", "_incoming", "max_message")
+
+    def __init__(self, max_message: int) -> None:
+        self.max_message = max_message
+        self._incoming: dict[int, _Incoming] = {}
+        self._held = 0
+        self._current: _Incoming | None = None
+        self._current_id = 0
+
+    def __len__(self) -> int:
+        return len(self._incoming)
+
+    def begin(self, transfer: int, lengths: list[int]) -> None:
+        """A transfer was announced; bytes for it follow at once.
+
+        :raises FrameTooLarge: the message is over ``max_message``
+        :raises RemoteProtocolError: the announcement breaks the rules
+        """
+        size = sum(lengths)
+        if size > self.max_message:
+            raise FrameTooLarge(
+                f"the other side announced a message of {size} bytes; "
+                f"Limits.max_message is {self.max_message}"
+            )
+        if transfer in self._incoming:
+            raise RemoteProtocolError(f"the other side began transfer {transfer} twice")
+        if lengths[0] == 0 or len(lengths) > MAX_SEGMENTS:
+            raise RemoteProtocolError(
+                f"the other side began a transfer with an empty message or over {MAX_SEGMENTS} "
+                f"segments: {len(lengths)}, the first of {lengths[0]} bytes"
+            )
+        if self._incoming and (
+            self._held + size > self.max_message or len(self._incoming) >= MAX_TRANSFERS
+        ):
+            raise RemoteProtocolError(
+                f"the other side began a transfer of {size} bytes beside {len(self._incoming)} "
+                f"unfinished ones of {self._held}; together at most {MAX_TRANSFERS} and "
+                f"Limits.max_message ({self.max_message}) are allowed"
+            )
+        self._held += size
+        self._current = self._incoming[transfer] = _Incoming(lengths)
+        self._current_id = transfer
+
+    def part(self, transfer: int) -> None:
+        """Bytes for a transfer follow.
+
+        :raises RemoteProtocolError: nobody began it
+        """
+        self._current = self._incoming.get(transfer)
+        self._current_id = transfer
+        if self._current is None:
+            raise RemoteProtocolError(
+                f"the other side sent a part of transfer {transfer}, which it had not begun"
+            )
+
+    def retract(self, transfer: int) -> None:
+        """An unfinished transfer was given up; one that nobody began is ignored."""
+        given_up = self._incoming.pop(transfer, None)
+        if given_up is not None:
+            self._held -= given_up.size
+
+    def feed(self, data: memoryview) -> list[bytes] | None:
+        """Take attached bytes; the segments of the message when it is complete, else None.
+
+        :raises RemoteProtocolError: more bytes than were announced
+        """
+        current = self._current
+        assert current is not None, "begin or part comes before the bytes"
+        if not current.feed(data):
+            return None
+        self._current = None
+        del self._incoming[self._current_id]
+        self._held -= current.size
+        return current.segments
