@@ -98,7 +98,11 @@ def is_plain(annotation: Any) -> bool:
 
 
 def accepted_classes(annotation: Any) -> tuple[type, ...] | None:
-    """The classes whose own instances fit as they are; None where every value does."""
+    """The classes whose own instances fit as they are; None where every value does.
+
+    :raises TypeError: one of them cannot tell its instances (a Protocol that is not
+        ``runtime_checkable``)
+    """
     if isinstance(annotation, NewType):
         return accepted_classes(annotation.__supertype__)
     if isinstance(annotation, TypeVar) or annotation in (Any, object):
@@ -107,9 +111,15 @@ def accepted_classes(annotation: Any) -> tuple[type, ...] | None:
     for choice in _choices(annotation):
         if choice in (Any, object):
             return None
-        if isinstance(choice, type) and get_origin(choice) is None:
+        if isinstance(choice, type) and get_origin(choice) is None and not _is_typed_dict(choice):
+            isinstance(None, choice)
             classes.append(choice)
     return tuple(classes)
+
+
+def _is_typed_dict(cls: type) -> bool:
+    """Of the typing module's or of typing_extensions'; neither has instances of its own."""
+    return issubclass(cls, dict) and hasattr(cls, "__total__")
 
 
 def checkable(annotation: Any) -> Any:

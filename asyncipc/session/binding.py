@@ -83,13 +83,13 @@ class _Slot:
         if self.takes_call and self.is_variadic:
             raise TypeError(f"parameter {self.name!r}: there is only one Call; leave out the star")
         self.wanted = annotation  # as its author wrote it, for errors
-        self.classes = accepted_classes(annotation)
         self.annotation = annotation
-        if self.classes is not None and not self.takes_call:
-            try:
+        try:
+            self.classes = accepted_classes(annotation)
+            if self.classes is not None and not self.takes_call:
                 self.annotation = checkable(annotation)
-            except TypeError as error:
-                raise TypeError(f"parameter {self.name!r}: {error}") from None
+        except TypeError as error:
+            raise TypeError(f"parameter {self.name!r}: {error}") from None
 
     @property
     def is_required(self) -> bool:
@@ -116,17 +116,16 @@ class _Slot:
         classes = self.classes
         if classes is None or value.__class__ in classes:
             return value
-        wanted = self.annotation
-        if isinstance(wanted, type) and is_message(value) and isinstance(value, wanted):
+        if is_message(value) and isinstance(value, classes):
             return value  # an object of a registered subclass
         try:
-            return convert(value, wanted)
+            return convert(value, self.annotation)
         except DecodeError as error:
             text = (
                 f"{_method(call)}() parameter {short_repr(name or self.name)}: expected "
                 f"{describe(self.wanted)}, got {type(value).__qualname__} ({short_repr(value)})"
             )
-            if not is_plain(wanted):
+            if not is_plain(self.annotation):
                 text += f": {error}"
             raise InvalidParams(text) from None
 

@@ -17,8 +17,6 @@ from typing import Any, Protocol
 
 from asyncipc.errors import (
     AuthenticationError,
-    DecodeError,
-    FaultCode,
     HandshakeTimeout,
     IPCError,
     PeerDied,
@@ -33,6 +31,7 @@ from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.pings import Pings
+from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
 from asyncipc.transport.base import Transport
 from asyncipc.wire import messages
@@ -45,8 +44,7 @@ from asyncipc.wire.handshake import (
     Role,
     encode_goodbye,
 )
-from asyncipc.wire.messages import GoodbyeCode, check_fields
-from asyncipc.wire.transfers import Assembler
+from asyncipc.wire.messages import GoodbyeCode
 
 __all__ = ["Companion", "Connection"]
 
@@ -83,6 +81,38 @@ class Connection:
 
     :param session: the public face, given to handlers
     """
+
+    __slots__ = (
+        "_clean",
+        "_closing",
+        "_codec",
+        "_decoder",
+        "_end",
+        "_ending",
+        "_handshake",
+        "_heard",
+        "_refusal",
+        "_router",
+        "_timer",
+        "bytes_received",
+        "calls",
+        "closed",
+        "companion",
+        "dispatch",
+        "established",
+        "get_buffer",
+        "incoming_notifications",
+        "loop",
+        "noise_received",
+        "notifications",
+        "on_close",
+        "on_noise",
+        "outbox",
+        "pings",
+        "settings",
+        "state",
+        "transport",
+    )
 
     def __init__(
         self,
@@ -131,8 +161,7 @@ class Connection:
         self.on_noise: list[Callable[[bytes], object]] = []
         self.bytes_received = 0
         self.noise_received = 0
-        self.ignored = 0
-        self._handshake = Handshake(
+        self._handshake: Handshake | None = Handshake(
             role,
             codec=settings.codec.name,
             codecs=settings.codecs,
@@ -147,8 +176,7 @@ class Connection:
             tolerates_noise=transport.tolerates_noise,
         )
         self.get_buffer = self._decoder.get_buffer
-        self._assembler = Assembler(limits.max_message)
-        self._routes: dict[int, Callable[[list[Any]], None]] = {}
+        self._router: Router | None = None  # when the session stands
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -161,12 +189,14 @@ class Connection:
 
     def start(self) -> None:
         """Begin with the handshake; `established` tells its outcome."""
+        assert self._handshake is not None
         timeout = self.settings.timeouts.handshake
         self._timer = self.loop.call_later(timeout, self._handshake_timed_out, timeout)
         self.transport.start(self)
         self._write_raw(self._handshake.start())
 
     def _receive_handshake(self, envelope: bytes) -> None:
+        assert self._handshake is not None
         try:
             self._write_raw(self._handshake.receive(envelope))
         except IPCError as error:
@@ -174,6 +204,7 @@ class Connection:
             return
         agreement = self._handshake.agreement
         if agreement is not None:
+            self._handshake = None
             self._open(agreement)
 
     def _open(self, agreement: Agreement) -> None:
@@ -182,10 +213,21 @@ class Connection:
         limits = agreement.limits
         codec = self.settings.codecs[agreement.codec]
         self._codec = codec
-        self._decode = codec.decode
+        self._router = Router(
+            codec,
+            self.calls,
+            self.dispatch,
+            self.notifications,
+            self.incoming_notifications,
+            self.pings,
+            max_message=self.settings.limits.max_message,
+            tolerates_noise=self.transport.tolerates_noise,
+            goodbye=self._receive_goodbye,
+            noise=self.noise,
+        )
         self._decoder.max_frame = self.settings.limits.max_frame
         self._decoder.leading = codec.leading
-        self._routes = self._make_routes()
+        self._decoder.sink = self._router
         self.dispatch.open(codec)
         self.incoming_notifications.open(codec)
         self.pings.open(codec)
@@ -201,25 +243,6 @@ class Connection:
         if not self.established.done():
             self.established.set_result(None)
 
-    def _make_routes(self) -> dict[int, Callable[[list[Any]], None]]:
-        return {
-            messages.REPLY: self.calls.answered,
-            messages.REQUEST: self.dispatch.request,
-            messages.NOTIFY: self.incoming_notifications.receive,
-            messages.PROGRESS: self.calls.progressed,
-            messages.FAULT: self.calls.failed,
-            messages.CANCEL: self.dispatch.cancel,
-            messages.CREDIT: self._receive_credit,
-            messages.PING: self.pings.receive_ping,
-            messages.PONG: self.pings.receive_pong,
-            messages.BEGIN: self._receive_begin,
-            messages.PART: self._receive_part,
-            messages.RETRACT: self._receive_retract,
-            messages.GOODBYE: self._receive_goodbye,
-            messages.HELLO: self._receive_late_hello,
-            messages.AUTH: self._receive_late_hello,
-        }
-
     def _write_raw(self, envelopes: list[bytes]) -> None:
         """Send before the session stands. It is little, and the transport takes it whole."""
         for envelope in envelopes:
@@ -227,11 +250,15 @@ class Connection:
 
     def _handshake_timed_out(self, timeout: float) -> None:
         what = "the other side did not finish the handshake"
-        if not self._handshake.heard:
+        if not self._heard_hello:
             what = "no hello came"
         if self._heard:
             what += f"; instead it sent {self._heard[:MAX_SHOWN]!r}"
         self._handshake_failed(HandshakeTimeout(f"{what} within {timeout:g} s"))
+
+    @property
+    def _heard_hello(self) -> bool:
+        return self._handshake is not None and self._handshake.heard
 
     def _handshake_failed(self, error: IPCError) -> None:
         code = GoodbyeCode.PROTOCOL_ERROR
@@ -239,7 +266,7 @@ class Connection:
             code = error.code
         elif isinstance(error, AuthenticationError):
             code = GoodbyeCode.AUTHENTICATION
-        if self._handshake.heard and not isinstance(error, SessionClosed):
+        if self._heard_hello and not isinstance(error, SessionClosed):
             self._write_raw([encode_goodbye(code, str(error))])
         self._fail(error)
 
@@ -250,66 +277,25 @@ class Connection:
         self.bytes_received += count
         self.dispatch.now = monotonic()
         outbox = self.outbox
-        outbox.cork()
+        outbox.corked = True
         try:
             self._decoder.advance(count)
         except ProtocolError as error:
             self._protocol_failed(error)
-        finally:
-            outbox.uncork()
+        outbox.uncork()
 
     def envelope(self, data: memoryview, attached: int) -> bool:
-        """A complete envelope came; see `asyncipc.wire.framing.FrameSink`."""
-        if self.state is State.HANDSHAKE:
-            self._receive_handshake(bytes(data))
-            return True
-        try:
-            decoded = self._decode(data)
-        except DecodeError as error:
-            if self.transport.tolerates_noise:
-                return False
-            raise RemoteProtocolError(f"the other side sent no message: {error}") from error
+        """An envelope of the handshake came; see `asyncipc.wire.framing.FrameSink`."""
         if attached:
-            kind = decoded[0]
-            if kind != messages.BEGIN and kind != messages.PART:
-                raise RemoteProtocolError(
-                    f"the other side attached {attached} bytes to a message of kind {kind!r:.20}; "
-                    "only begin and part take any"
-                )
-        self._route(decoded, len(data))
+            raise RemoteProtocolError(
+                f"the other side attached {attached} bytes before the session stood"
+            )
+        self._receive_handshake(bytes(data))
         return True
 
-    def _route(self, decoded: list[Any], size: int) -> None:
-        """Hand over one message, or each of a batch."""
-        incoming = self.incoming_notifications
-        before = incoming.received
-        routes = self._routes
-        if isinstance(decoded[0], list):
-            for message in decoded:
-                route = routes.get(message[0])
-                if route is not None:
-                    route(message)
-                else:
-                    self._receive_unknown(message)
-        else:
-            route = routes.get(decoded[0])
-            if route is not None:
-                route(decoded)
-            else:
-                self._receive_unknown(decoded)
-        if incoming.received != before:
-            incoming.settle(size)
-
     def attached(self, data: memoryview) -> None:
-        """Bytes of a transfer came; see `asyncipc.wire.framing.FrameSink`."""
-        segments = self._assembler.feed(data)
-        if segments is None:
-            return
-        try:
-            decoded = self._decode(segments[0], segments[1:])
-        except DecodeError as error:
-            raise RemoteProtocolError(f"the other side sent no message: {error}") from error
-        self._route(decoded, sum(map(len, segments)))
+        """Bytes of a transfer came: never before the session stands."""
+        raise AssertionError("`envelope` takes none")
 
     def noise(self, data: bytes) -> None:
         """Bytes between frames came; see `asyncipc.wire.framing.FrameSink`."""
@@ -327,49 +313,7 @@ class Connection:
         """The transport has taken what it kept."""
         self.outbox.written()
 
-    def _receive_unknown(self, message: list[Any]) -> None:
-        kind = message[0]
-        if kind.__class__ is not int or kind < 0:
-            raise RemoteProtocolError(
-                f"the other side sent a message whose kind should be a number, not {kind!r:.60}"
-            )
-        if kind >= messages.FIRST_IGNORABLE:
-            self.ignored += 1
-            return
-        wire_id = message[1] if len(message) > 1 else None
-        if wire_id.__class__ is not int or wire_id <= 0:
-            raise RemoteProtocolError(
-                f"the other side sent the unknown critical kind {kind} without the id of a call"
-            )
-        if wire_id & 1:
-            self.calls.not_understood(wire_id, kind)
-        else:
-            self.dispatch.send_fault(
-                wire_id, FaultCode.UNSUPPORTED, f"messages of kind {kind} are not known here"
-            )
-
-    def _receive_begin(self, message: list[Any]) -> None:
-        check_fields(message)
-        self._assembler.begin(message[1], message[2])
-
-    def _receive_part(self, message: list[Any]) -> None:
-        check_fields(message)
-        self._assembler.part(message[1])
-
-    def _receive_retract(self, message: list[Any]) -> None:
-        check_fields(message)
-        self._assembler.retract(message[1])
-
-    def _receive_credit(self, message: list[Any]) -> None:
-        check_fields(message)
-        if message[1] == 0:
-            self.notifications.credited(message[2])
-
-    def _receive_late_hello(self, message: list[Any]) -> None:
-        raise RemoteProtocolError("the other side sent a second hello, or an auth out of turn")
-
     def _receive_goodbye(self, message: list[Any]) -> None:
-        check_fields(message)
         _, last_id, code, reason = message[:4]
         self._clean = True
         if code != GoodbyeCode.NORMAL:
@@ -549,7 +493,11 @@ class Connection:
         callbacks, self.on_close = self.on_close, []
         for callback in callbacks:
             self._call_back(callback, self.close_reason)
-        self._routes = {}
+
+    @property
+    def ignored(self) -> int:
+        """Messages of unknown kinds that were skipped."""
+        return self._router.ignored if self._router is not None else 0
 
     @property
     def close_reason(self) -> SessionClosed | None:

@@ -147,10 +147,8 @@ class Dispatch:
             self.running[wire_id] = call
             start_task(self.loop, call, self._serve(call, handlers, params))
 
-    def cancel(self, message: list[Any]) -> None:
+    def cancel(self, wire_id: int) -> None:
         """The caller gave a call up; one that has ended already is ignored."""
-        check_fields(message)
-        wire_id = message[1]
         call = self.running.get(wire_id)
         if call is not None:
             call.cancelled = True

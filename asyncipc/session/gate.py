@@ -28,11 +28,14 @@ class Gate:
     def __init__(self, loop: asyncio.AbstractEventLoop, is_open: Callable[[], bool]) -> None:
         self._loop = loop
         self._is_open = is_open
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: deque[asyncio.Future[None]] | None = None  # made when somebody has to wait
         self._passing = 0
 
     def __len__(self) -> int:
-        return len(self._line) + self._passing
+        return (len(self._line) if self._line else 0) + self._passing
+
+    def __bool__(self) -> bool:
+        return bool(self._line or self._passing)
 
     async def enter(self) -> None:
         """Wait for one's turn. Whoever got through calls `passed` when it has sent.
@@ -40,6 +43,8 @@ class Gate:
         :raises Exception: what `fail` was given
         """
         place = self._loop.create_future()
+        if self._line is None:
+            self._line = deque()
         self._line.append(place)
         try:
             await place

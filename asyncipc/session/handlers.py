@@ -72,7 +72,7 @@ class Handler:
     ) -> None:
         self.method = method if isinstance(method, str) else _message_name(method)
         self.function = function
-        self.owner = owner
+        self.owner = function if owner is None else owner
         self.thread = thread
         try:
             self.invoke, self.is_async = _prepare(method, function, thread=thread)
@@ -156,7 +156,8 @@ class HandlerDecorator:
 
 
 class Handlers:
-    """A registry. Handlers may come and go at any time, also while sessions are open.
+    """A registry. Handlers may come and go at any time, also while sessions are open (then on the
+    thread of their loop).
 
     Where several are registered under one method the newest is asked first; one that returns
     ``NotImplemented`` passes the call on to the next.
@@ -306,7 +307,6 @@ class _Chain:
         return self._known.get(method, self._last)
 
     def _refresh(self) -> None:
-        # The revision first: a change by another thread while this runs is then seen next time.
         self._revision = self._near.revision + self._far.revision
         if self._near.handlers:
             self._known, self._last = _merge(self._near.handlers, self._far.handlers)

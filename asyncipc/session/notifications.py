@@ -60,7 +60,7 @@ class NotificationSender:
         self._loop = loop
         self._outbox = outbox
         self._ended = ended
-        self._costs: deque[int] = deque()
+        self._costs: deque[int] | None = None  # made for the first notification
         self._credit = 0
         self.gate = Gate(loop, self._has_credit)
         self.sent = 0
@@ -102,7 +102,7 @@ class NotificationSender:
 
         :raises RemoteProtocolError: more than were under way
         """
-        costs = self._costs
+        costs = self._costs if self._costs is not None else deque()
         if count > len(costs):
             raise RemoteProtocolError(
                 f"the other side gave credit for {count} notifications, "
@@ -124,6 +124,8 @@ class NotificationSender:
     def _charge(self, size: int) -> None:
         cost = size if size > SMALLEST_COST else SMALLEST_COST
         self._credit -= cost
+        if self._costs is None:
+            self._costs = deque()
         self._costs.append(cost)
         self.sent += 1
 

@@ -16,7 +16,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import FrameTooLarge
@@ -66,6 +65,7 @@ class Outbox:
 
     :param limit: bytes waiting above which `full` is true
     :param on_room: called when the outbox is no longer full
+    :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
     __slots__ = (
@@ -73,20 +73,20 @@ class Outbox:
         "_encode",
         "_join",
         "_lanes",
+        "_last_number",
         "_limit",
         "_loop",
         "_max_message",
         "_max_frame",
-        "_numbers",
         "_on_room",
         "_open_size",
         "_on_written",
         "_queue",
-        "_rotation",
         "_scheduled",
         "_sink",
         "_was_full",
         "bytes_sent",
+        "corked",
         "inline_size",
         "size",
     )
@@ -104,13 +104,13 @@ class Outbox:
         self._on_room = on_room
         self._queue: list[bytes] = []
         self._lanes: dict[int, deque[bytes | Transfer]] = {}
-        self._rotation: deque[int] = deque()
-        self._numbers = count(1)
+        self._last_number = 0
         self._open_size = 0
         self._on_written: list[Callable[[], object]] = []
         self._scheduled = False
         self._blocked = True  # nothing is sent before `open`
         self._was_full = False
+        self.corked = False
         self.size = 0
         self.bytes_sent = 0
 
@@ -169,7 +169,7 @@ class Outbox:
         self._queue.append(message)
         if self.size > BATCH_SIZE:
             self.flush()
-        elif not self._scheduled:
+        elif not (self._scheduled or self.corked):
             self._scheduled = True
             self._loop.call_soon(self._flush_scheduled)
         return False
@@ -195,7 +195,6 @@ class Outbox:
         line = self._lanes.get(lane)
         if line is None:
             self._lanes[lane] = deque((transfer,))
-            self._rotation.append(lane)
         else:
             line.append(transfer)
         self.flush()
@@ -233,14 +232,10 @@ class Outbox:
         self._call_written()
         self.flush()
 
-    def cork(self) -> None:
-        """Gather what is put until `uncork`, without waiting for the end of the turn."""
-        self._scheduled = True
-
     def uncork(self) -> None:
-        """Send what was gathered since `cork`."""
-        self._scheduled = False
-        if self._queue or self._rotation:
+        """Send what was gathered while `corked` was true."""
+        self.corked = False
+        if self._queue or self._lanes:
             self.flush()
 
     async def drained(self) -> None:
@@ -258,7 +253,7 @@ class Outbox:
                 frame = self._next_frame()
                 written += len(frame)
                 self._blocked = not self._sink.write((frame,))
-            elif self._rotation:
+            elif self._lanes:
                 if written >= TURN_SIZE:
                     self._schedule()
                     break
@@ -275,7 +270,6 @@ class Outbox:
     def close(self) -> None:
         """The session is over: nothing more is sent, and nothing is kept alive."""
         self._queue.clear()
-        self._rotation.clear()
         lanes, self._lanes = self._lanes, {}
         self.size = 0
         for line in lanes.values():
@@ -336,7 +330,8 @@ class Outbox:
         if transfer.number:
             head: list[Any] = [PART, transfer.number]
         else:
-            transfer.number = next(self._numbers)
+            self._last_number += 1
+            transfer.number = self._last_number
             self._open_size += outgoing.size
             head = [BEGIN, transfer.number, outgoing.lengths]
         envelope = self._encode(head)
@@ -354,10 +349,9 @@ class Outbox:
 
         A transfer is begun only while the other side can hold it beside those already begun.
         """
-        for _ in range(len(self._rotation)):
-            lane = self._rotation[0]
-            self._rotation.rotate(-1)
-            transfer = self._lanes[lane][0]
+        for lane in list(self._lanes):
+            line = self._lanes[lane] = self._lanes.pop(lane)  # to the end: others come first now
+            transfer = line[0]
             assert isinstance(transfer, Transfer)
             if transfer.number or self._may_begin(transfer):
                 return lane
@@ -390,7 +384,6 @@ class Outbox:
                 line.popleft()
         if not line:
             del self._lanes[transfer.lane]
-            self._rotation.remove(transfer.lane)
         if transfer.done is None:
             return
         if self._blocked:

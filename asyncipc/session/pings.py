@@ -6,12 +6,11 @@ Layer 2, inside the session.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 from asyncipc.errors import RequestTimeout
 from asyncipc.session.outbox import Outbox
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.messages import PING, PONG, check_fields
+from asyncipc.wire.messages import PING, PONG
 
 __all__ = ["Pings"]
 
@@ -47,15 +46,13 @@ class Pings:
             self._waiting.pop(token, None)
         return time.perf_counter() - started
 
-    def receive_ping(self, message: list[Any]) -> None:
+    def receive_ping(self, token: int) -> None:
         """The other side asks."""
-        check_fields(message)
-        self._outbox.put(self._encode([PONG, message[1]], []))
+        self._outbox.put(self._encode([PONG, token], []))
 
-    def receive_pong(self, message: list[Any]) -> None:
+    def receive_pong(self, token: int) -> None:
         """The other side answers; late, it is dropped."""
-        check_fields(message)
-        pong = self._waiting.get(message[1])
+        pong = self._waiting.get(token)
         if pong is not None and not pong.done():
             pong.set_result(None)
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from asyncipc.wire.attachments import ATTACH_ABOVE, BUFFER_TYPES, Buffer, as_attachment
-from asyncipc.wire.paths import PathError
+from asyncipc.wire.paths import PathError, describe
 from asyncipc.wire.types import registration
 from asyncipc.wire.values import (
     ATTACHMENT,
     BY_CLASS,
     ENUM,
+    INT,
     MAX_EXTENSION_DEPTH,
     MESSAGE,
     Extension,
@@ -27,7 +28,7 @@ from asyncipc.wire.values import (
 
 __all__ = ["MAX_DEPTH", "Flattener", "by_type", "check_attach_above"]
 
-# Containers may nest this deep; each level is two frames of Python's 1000.
+# Containers may nest this deep. Each level takes two frames, of the 1000 that Python allows.
 MAX_DEPTH: Final = 256
 
 
@@ -134,6 +135,10 @@ class Flattener:
         raise NotImplementedError
 
     # What they share.
+
+    def big_int(self, value: int) -> Any:
+        """An int that the codec has no number for; see `flat`."""
+        return self.wrap(INT, self._payload(INT.encode, value))
 
     def key(self, key: Any) -> Any:
         """The key of a dict; see `flat`."""
@@ -259,7 +264,7 @@ class Flattener:
         except PathError:
             raise
         except Exception as error:  # code of the user's class or extension may run here
-            raise PathError(str(error) or type(error).__name__) from error
+            raise PathError(describe(error)) from error
 
 
 class _Flat:
@@ -277,7 +282,7 @@ def _advice(kind: type) -> str:
     convert = "or convert the value, or give the codec an Extension"
     for base in kind.__mro__[1:-1]:
         if registration(base) is not None:
-            return f"{name} is not registered, only its base {base.__qualname__} is: put @message on it"
+            return f"{name} is not registered, its base {base.__qualname__} is: put @message on it"
         if base in BY_CLASS or base in _PLAIN:
             what = f"{name} is a subclass of {base.__qualname__} and would not arrive as itself"
             if base is tuple and hasattr(kind, "_fields"):

@@ -11,7 +11,8 @@ handed over as they come, so that nothing of their announced size is ever alloca
 Strategy: the decoder lends its memory to whoever reads (`get_buffer`), and looks at what was read
 in place (`advance`). Sessions of one loop share that memory, because between the two calls
 nothing else runs; what is left of an unfinished frame is kept aside and put in front of the next
-read. A frame that is larger than the shared memory gets memory of its own size while it comes.
+read. A frame whose envelope is larger than the shared memory gets memory of its own, which grows
+as the bytes come.
 
 Layer 1. Above: the session. Below: errors. Does no I/O.
 """
@@ -79,11 +80,11 @@ class FrameDecoder:
         "_filled",
         "_kept",
         "_own",
-        "_sink",
         "_stopped",
         "_tolerates_noise",
         "leading",
         "max_frame",
+        "sink",
     )
 
     def __init__(
@@ -95,7 +96,7 @@ class FrameDecoder:
         leading: bytes,
         tolerates_noise: bool,
     ) -> None:
-        self._sink = sink
+        self.sink = sink
         self._buffer = buffer
         self._kept = b""  # the beginning of a frame, to be put in front of the next read
         self._own: memoryview | None = None  # memory of its own for a frame beyond the buffer ...
@@ -160,7 +161,7 @@ class FrameDecoder:
         kept = self._filled if self._own is not None else len(self._kept)
         if self._tolerates_noise and 0 < kept < HEADER_SIZE:
             noise, self._kept = self._kept, b""
-            self._sink.noise(noise)
+            self.sink.noise(noise)
             return ""
         return f"{kept} bytes into a frame" if kept else ""
 
@@ -175,7 +176,7 @@ class FrameDecoder:
             if self._attached:
                 taken = min(end - position, self._attached)
                 self._attached -= taken
-                self._sink.attached(view[position : position + taken])
+                self.sink.attached(view[position : position + taken])
                 position += taken
                 continue
             start = position + HEADER_SIZE
@@ -196,7 +197,7 @@ class FrameDecoder:
             if stop > end:
                 return position
             self._attached = attached
-            if self._sink.envelope(view[start:stop], attached):
+            if self.sink.envelope(view[start:stop], attached):
                 position = stop
             else:
                 self._attached = 0
@@ -213,10 +214,12 @@ class FrameDecoder:
             self._own = None
             self._kept = bytes(view[position:end])
             return
-        if position > 0 or view is not self._own:
-            self._own = memoryview(bytearray(needed))
-            self._own[:size] = view[position:end]
         self._filled = size
+        if view is self._own and position == 0 and size < len(view):
+            return
+        # Doubled, so that the copies stay linear; and never by what was only announced.
+        self._own = memoryview(bytearray(min(needed, max(2 * size, len(self._buffer)))))
+        self._own[:size] = view[position:end]
 
     def _reject(self, view: memoryview, position: int, end: int) -> int:
         """Skip what is no frame, or fail; return where a frame may begin next."""
@@ -227,7 +230,7 @@ class FrameDecoder:
         found = memory.find(MAGIC, position + 1, end)
         if found < 0:
             found = end - _magic_prefix_at_end(bytes(view[max(position + 1, end - 3) : end]))
-        self._sink.noise(bytes(view[position:found]))
+        self.sink.noise(bytes(view[position:found]))
         return found
 
     def _error(self, view: memoryview, position: int, end: int) -> Exception:

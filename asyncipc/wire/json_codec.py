@@ -29,8 +29,8 @@ from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire.attachments import ATTACH_ABOVE, AttachmentError, Attachments, Buffer
 from asyncipc.wire.decoding import each_message
 from asyncipc.wire.encoding import Flattener, by_type, check_attach_above
-from asyncipc.wire.paths import PathError
-from asyncipc.wire.values import ATTACHMENT, BY_NAME, INT, MAX_EXTENSION_DEPTH, Extension, ValueType
+from asyncipc.wire.paths import PathError, describe
+from asyncipc.wire.values import ATTACHMENT, BY_NAME, MAX_EXTENSION_DEPTH, Extension, ValueType
 
 __all__ = ["JSON"]
 
@@ -85,7 +85,7 @@ class JSON:
                 # An escape can smuggle in half a surrogate pair, which is no text.
                 _to_text(raw).encode()
         except Exception as error:
-            raise DecodeError(f"no JSON: {error or type(error).__name__}") from error
+            raise DecodeError(f"no JSON: {describe(error)}") from error
         if '"$' not in text and "\\u" not in text:
             return each_message(raw)
         return each_message(raw, _Reviver(self._by_code, Attachments(attachments)).revive)
@@ -122,30 +122,29 @@ class _Flattener(Flattener):
         return {"$ext": [code, payload]}
 
     def flat_dict(self, value: dict[Any, Any]) -> Any:
+        pairs, plain = [], True
         self.enter()
         try:
-            flat = [[self.key(key), self._item(key, item)] for key, item in value.items()]
+            for key, item in value.items():
+                plain = plain and type(key) is str and not key.startswith("$")
+                new_key = self.key(key)
+                try:
+                    pairs.append([new_key, self.flat(item)])
+                except PathError as fault:
+                    fault.inside(key)
+                    raise
         finally:
             self.leave()
-        if all(type(key) is str and not key.startswith("$") for key in value):
-            return dict(flat)
-        return {"$dict": flat}
+        return dict(pairs) if plain else {"$dict": pairs}
 
     def flat_int(self, value: int) -> Any:
-        return value if abs(value) <= _MAX_NUMBER else self.wrap(INT, INT.encode(value))
+        return value if abs(value) <= _MAX_NUMBER else self.big_int(value)
 
     def flat_float(self, value: float) -> Any:
         return value if math.isfinite(value) else {"$float": repr(value)}
 
     def flat_bytes(self, value: bytes) -> Any:
         return {"$bytes": binascii.b2a_base64(value, newline=False).decode("ascii")}
-
-    def _item(self, key: Any, item: Any) -> Any:
-        try:
-            return self.flat(item)
-        except PathError as fault:
-            fault.inside(key)
-            raise
 
 
 class _Reviver:
@@ -159,23 +158,25 @@ class _Reviver:
     def revive(self, raw: Any) -> Any:
         """A value with all escapes in it undone; raises `PathError`."""
         if type(raw) is list:
-            return [self._step(item, index) for index, item in enumerate(raw)]
-        if type(raw) is not dict:
+            items: Any = enumerate(raw)
+        elif type(raw) is not dict:
             return raw
-        if any(key.startswith("$") for key in raw):
+        elif any(key.startswith("$") for key in raw):
             self._nesting += 1
             try:
                 return self._escaped(raw)
             finally:
                 self._nesting -= 1
-        return {key: self._step(item, key) for key, item in raw.items()}
-
-    def _step(self, raw: Any, step: object) -> Any:
-        try:
-            return self.revive(raw)
-        except PathError as fault:
-            fault.inside(step)
-            raise
+        else:
+            items = raw.items()
+        revived = raw.copy()
+        for step, item in items:
+            try:
+                revived[step] = self.revive(item)
+            except PathError as fault:
+                fault.inside(step)
+                raise
+        return revived
 
     def _escaped(self, raw: dict[str, Any]) -> Any:
         key, payload = next(iter(raw.items()))
@@ -188,7 +189,7 @@ class _Reviver:
         except (PathError, AttachmentError):
             raise
         except Exception as error:  # code of the user's class or extension may run here
-            raise PathError(f"{key}: {error or type(error).__name__}") from error
+            raise PathError(f"{key}: {describe(error)}") from error
 
     def _make(self, name: str, payload: Any) -> Any:
         payload = self.revive(payload)

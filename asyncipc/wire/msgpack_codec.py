@@ -24,8 +24,8 @@ from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire.attachments import ATTACH_ABOVE, AttachmentError, Attachments, Buffer
 from asyncipc.wire.decoding import each_message
 from asyncipc.wire.encoding import Flattener, by_type, check_attach_above
-from asyncipc.wire.paths import PathError
-from asyncipc.wire.values import ATTACHMENT, BY_CODE, INT, MAX_EXTENSION_DEPTH, Extension, ValueType
+from asyncipc.wire.paths import PathError, describe
+from asyncipc.wire.values import ATTACHMENT, BY_CODE, MAX_EXTENSION_DEPTH, Extension, ValueType
 
 __all__ = ["MessagePack"]
 
@@ -143,7 +143,7 @@ class MessagePack:
             _check_lengths(envelope)
             raw = _unpack(envelope, strict_map_key=False, object_pairs_hook=_raw_map, timestamp=0)
         except Exception as error:
-            raise DecodeError(f"no MessagePack: {error or type(error).__name__}") from error
+            raise DecodeError(f"no MessagePack: {describe(error)}") from error
         revive = functools.partial(_revive_all, self._reviver(attachments))
         return each_message(raw, revive)
 
@@ -191,7 +191,7 @@ class _Flattener(Flattener):
     def flat_int(self, value: int) -> Any:
         if -(2**63) <= value < 2**64:
             return value
-        return self.wrap(INT, self.flat(INT.encode(value)))
+        return self.big_int(value)
 
     def flat_float(self, value: float) -> Any:
         return value
@@ -256,16 +256,8 @@ def _raw_map(pairs: list[tuple[Any, Any]]) -> Any:
 def _revive_all(revive: Callable[[int, bytes], Any], raw: Any) -> Any:
     """What `_decode_carefully` left, with the objects made; raises `PathError`."""
     kind = type(raw)
-    if kind is list:
-        return [_revive_step(revive, item, index) for index, item in enumerate(raw)]
-    if kind is dict:
-        try:
-            return {
-                _revive_all(revive, key): _revive_step(revive, item, key)
-                for key, item in raw.items()
-            }
-        except TypeError as error:
-            raise PathError(f"a key of a map: {error}") from error
+    if kind is list or kind is dict:
+        return _revive_items(revive, raw)
     if kind is msgpack.ExtType:
         return _revive_one(revive, raw)
     if kind is msgpack.Timestamp:
@@ -278,12 +270,22 @@ def _revive_all(revive: Callable[[int, bytes], Any], raw: Any) -> Any:
     return raw
 
 
-def _revive_step(revive: Callable[[int, bytes], Any], raw: Any, step: object) -> Any:
-    try:
-        return _revive_all(revive, raw)
-    except PathError as fault:
-        fault.inside(step)
-        raise
+def _revive_items(revive: Callable[[int, bytes], Any], raw: Any) -> Any:
+    flat: Any = [] if type(raw) is list else {}
+    for step, item in enumerate(raw) if type(raw) is list else raw.items():
+        try:
+            value = _revive_all(revive, item)
+        except PathError as fault:
+            fault.inside(step)
+            raise
+        if type(raw) is list:
+            flat.append(value)
+            continue
+        try:
+            flat[_revive_all(revive, step)] = value
+        except TypeError as error:
+            raise PathError(f"a key of a map: {error}") from error
+    return flat
 
 
 def _revive_one(revive: Callable[[int, bytes], Any], raw: msgpack.ExtType) -> Any:
@@ -294,4 +296,4 @@ def _revive_one(revive: Callable[[int, bytes], Any], raw: msgpack.ExtType) -> An
     except Exception as error:  # code of the user's class or extension may run here
         row = BY_CODE.get(raw.code)
         name = row.name if row is not None else f"extension {raw.code}"
-        raise PathError(f"{name}: {error or type(error).__name__}") from error
+        raise PathError(f"{name}: {describe(error)}") from error

@@ -1,4 +1,4 @@
-"""Where in a message something went wrong: ``params.items[3].when``.
+"""Where in a message something went wrong (``params.items[3].when``), and what.
 
 Layer 1. Above: codecs. Below: the table of messages.
 """
@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncipc.wire.messages import FIELD_NAMES
 
-__all__ = ["PathError"]
+__all__ = ["PathError", "describe"]
 
 
 class PathError(Exception):
@@ -36,6 +36,11 @@ class PathError(Exception):
                 steps[0] = names[position - 1]
         path = "".join(_step(step) for step in steps).removeprefix(".")
         return f"{path or 'message'}: {self.reason}"
+
+
+def describe(error: Exception) -> str:
+    """What an exception says; the name of its class where it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def _step(step: object) -> str:

@@ -19,12 +19,13 @@ from typing import Final
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 
-__all__ = ["MAX_TRANSFERS", "Assembler", "Outgoing"]
+__all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Outgoing"]
 
 # Unfinished transfers in one direction. A sender finishes some before it begins others, so that
 # the memory of half-received messages is bounded; see docs/protocol.md.
 MAX_TRANSFERS: Final = 64
 
+# A message and 1024 attachments: their lengths, in a begin, fit the smallest frame in any codec.
 MAX_SEGMENTS: Final = 1025
 
 Buffer = bytes | bytearray | memoryview
@@ -68,37 +69,30 @@ class Outgoing:
 class _Incoming:
     """One unfinished message: takes bytes, fills segment after segment."""
 
-    __slots__ = ("_lengths", "_memory", "_missing", "segments", "size")
+    __slots__ = ("_lengths", "_memory", "_missing_here", "missing", "segments", "size")
 
     def __init__(self, lengths: list[int]) -> None:
         self._lengths = lengths
-        self._missing = lengths[0]
         self._memory = io.BytesIO()
+        self._missing_here = lengths[0]  # bytes, of the segment that is being filled
         self.segments: list[bytes] = []
-        self.size = sum(lengths)
+        self.size = self.missing = sum(lengths)
 
     def feed(self, data: memoryview) -> bool:
-        """Take a chunk; True when the message is complete."""
+        """Take a chunk, of at most `missing` bytes; True when the message is complete."""
+        self.missing -= len(data)
         while True:
-            if self._missing >= len(data):
-                self._memory.write(data)
-                self._missing -= len(data)
-                data = data[:0]
-            else:
-                self._memory.write(data[: self._missing])
-                data = data[self._missing :]
-                self._missing = 0
-            if self._missing:
+            taken = min(len(data), self._missing_here)
+            self._memory.write(data[:taken])
+            self._missing_here -= taken
+            if self._missing_here:
                 return False
             self.segments.append(self._memory.getvalue())
             if len(self.segments) == len(self._lengths):
-                if data:
-                    raise RemoteProtocolError(
-                        f"the other side attached {len(data)} bytes more than it had announced"
-                    )
                 return True
+            data = data[taken:]
             self._memory = io.BytesIO()
-            self._missing = self._lengths[len(self.segments)]
+            self._missing_here = self._lengths[len(self.segments)]
 
 
 class Assembler:
@@ -121,7 +115,7 @@ class Assembler:
         return len(self._incoming)
 
     def begin(self, transfer: int, lengths: list[int]) -> None:
-        """A transfer was announced; bytes for it follow at once.
+        """A transfer was announced; what is attached belongs to it.
 
         :raises FrameTooLarge: the message is over ``max_message``
         :raises RemoteProtocolError: the announcement breaks the rules
@@ -152,7 +146,7 @@ class Assembler:
         self._current_id = transfer
 
     def part(self, transfer: int) -> None:
-        """Bytes for a transfer follow.
+        """What is attached belongs to a transfer.
 
         :raises RemoteProtocolError: nobody began it
         """
@@ -169,13 +163,23 @@ class Assembler:
         if given_up is not None:
             self._held -= given_up.size
 
-    def feed(self, data: memoryview) -> list[bytes] | None:
-        """Take attached bytes; the segments of the message when it is complete, else None.
+    def expect(self, size: int) -> None:
+        """So many bytes are attached to the last begin or part.
 
-        :raises RemoteProtocolError: more bytes than were announced
+        :raises RemoteProtocolError: more than are missing of its transfer
         """
+        missing = self._current.missing if self._current is not None else 0
+        if size > missing:
+            raise RemoteProtocolError(
+                f"the other side attached {size} bytes to transfer {self._current_id}, "
+                f"of which {missing} were missing"
+            )
+
+    def feed(self, data: memoryview) -> list[bytes] | None:
+        """Take attached bytes, no more than were expected; return the segments of the message
+        when it is complete, else None."""
         current = self._current
-        assert current is not None, "begin or part comes before the bytes"
+        assert current is not None, "expect lets no bytes through without a transfer"
         if not current.feed(data):
             return None
         self._current = None

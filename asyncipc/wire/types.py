@@ -34,6 +34,7 @@ from typing import (
 import msgspec
 
 from asyncipc.errors import DecodeError
+from asyncipc.wire.paths import describe
 
 __all__ = [
     "BUILTIN_TYPES",
@@ -144,7 +145,7 @@ def convert(value: Any, annotation: Any) -> Any:
             raise DecodeError(_expected(annotation, value)) from None
         return entry.assemble(value)
     except Exception as error:  # also what a class's own __post_init__ raises
-        raise DecodeError(str(error) or type(error).__name__) from error
+        raise DecodeError(describe(error)) from error
 
 
 def check_annotation(annotation: Any) -> None:
@@ -259,7 +260,7 @@ class _Record(Registration):
                 return self.cls(**values)
             return self._instance(values)
         except Exception as error:  # the class's own code runs here
-            raise DecodeError(f"{self.name}: {error or type(error).__name__}") from error
+            raise DecodeError(f"{self.name}: {describe(error)}") from error
 
     def _instance(self, values: dict[str, Any]) -> Any:
         """An instance where arguments and fields differ; the rest is set behind ``__init__``."""
@@ -298,7 +299,7 @@ class _Exception(Registration):
             instance.args = tuple(args)
             instance.__dict__.update(state)
         except Exception as error:
-            raise DecodeError(f"{self.name}: {error or type(error).__name__}") from error
+            raise DecodeError(f"{self.name}: {describe(error)}") from error
         return instance
 
 
@@ -306,7 +307,7 @@ _BY_NAME: Final[dict[str, Registration]] = {}
 _BY_CLASS: Final[dict[type, Registration]] = {}
 
 
-def _register(cls: Class, *, name: str | None) -> Class:
+def _register(cls: Class, *, name: Any) -> Class:
     if not isinstance(cls, type):
         raise TypeError(f"@message registers classes, not {cls!r}")
     if name is None:

@@ -15,9 +15,10 @@ code  name          payload
 69    frozenset     array of the items, in any order
 70    int           text, hexadecimal, lower case, ``-`` in front of a negative one; for integers
                     that the codec has no number for; at most `MAX_DIGITS` characters
-71    datetime      text, ISO 8601 with the offset from UTC if it has one; or, for a time zone with
-                    a name or a repeated hour, ``[text without offset, name or nil, fold 0 or 1]``
-                    (with nil for the name, the text may have an offset)
+71    datetime      text, ISO 8601, with the offset from UTC if it has one; or, where that cannot
+                    say it all, ``[text without offset, zone, fold]``: zone is nil, the name of a
+                    time zone, or the offset from UTC in microseconds, an integer; fold is 1 for
+                    the second of two equal times when clocks are set back, else 0
 72    date          text, ISO 8601 (``2024-05-01``)
 73    time          like datetime
 74    timedelta     ``[days, seconds, microseconds]``, integers
@@ -45,9 +46,8 @@ import re
 import sys
 import uuid
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
 from asyncipc.wire.types import registered, registration, wire_name
@@ -152,18 +152,28 @@ def _decode_int(payload: Any) -> int:
     return int(payload, 16)
 
 
+_MICROSECOND: Final = datetime.timedelta(microseconds=1)
+_MINUTE: Final = datetime.timedelta(minutes=1)
+
+
 def _encode_moment(value: Moment) -> str | list[Any]:
-    zone, name = value.tzinfo, None
-    if type(zone) is zoneinfo.ZoneInfo and zone.key:
-        name = zone.key
-        value = value.replace(tzinfo=None)
-    elif zone is not None and type(zone) is not datetime.timezone:
+    zone: Any = value.tzinfo
+    if zone is None and not value.fold:
+        return value.isoformat()
+    if type(zone) is datetime.timezone:
+        offset = zone.utcoffset(None)
+        # ISO 8601 knows whole minutes only, and Python 3.11 misreads fractions of a second.
+        if not value.fold and not offset % _MINUTE:
+            return value.isoformat()
+        zone = offset // _MICROSECOND
+    elif type(zone) is zoneinfo.ZoneInfo and zone.key:
+        zone = zone.key
+    elif zone is not None:
         raise TypeError(
             f"a {type(value).__name__} with a tzinfo of type {type(zone).__qualname__}: "
             "use zoneinfo.ZoneInfo with a key, or datetime.timezone"
         )
-    text = value.isoformat()
-    return [text, name, value.fold] if name is not None or value.fold else text
+    return [value.replace(tzinfo=None).isoformat(), zone, value.fold]
 
 
 def _moment_decoder(kind: type[Moment]) -> Callable[[Any], Moment]:
@@ -172,13 +182,15 @@ def _moment_decoder(kind: type[Moment]) -> Callable[[Any], Moment]:
     def decode(payload: Any) -> Moment:
         if type(payload) is str:
             return parse(payload)  # type: ignore[no-any-return]
-        text, name, fold = _items(payload, str, (str, type(None)), int)
-        value = parse(text).replace(fold=fold)
-        if name is None:
-            return value  # type: ignore[no-any-return]
+        text, zone, fold = _items(payload, str, (str, int, type(None)), int)
+        value = parse(text)
         if value.tzinfo is not None:
             raise ValueError(f"an offset from UTC and a time zone as well: {payload!r}")
-        return value.replace(tzinfo=zoneinfo.ZoneInfo(name))  # type: ignore[no-any-return]
+        if type(zone) is str:
+            zone = zoneinfo.ZoneInfo(zone)
+        elif type(zone) is int:
+            zone = datetime.timezone(datetime.timedelta(microseconds=zone))
+        return value.replace(tzinfo=zone, fold=fold)  # type: ignore[no-any-return]
 
     return decode
 
@@ -264,12 +276,20 @@ def _find_enum(name: str) -> type[enum.Enum] | None:
             found = sys.modules.get(".".join(parts[:length]))
             if found is not None:
                 for part in parts[length:]:
-                    found = getattr(found, "__dict__", _NO_NAMES).get(part)
+                    found = _names_in(found).get(part)
                 break
     return found if isinstance(found, type) and issubclass(found, enum.Enum) else None
 
 
-_NO_NAMES: Final[MappingProxyType[str, Any]] = MappingProxyType({})
+def _names_in(holder: object) -> Mapping[str, Any]:
+    """What a module or class defines, past any code of its own that answers for attributes."""
+    try:
+        names = object.__getattribute__(holder, "__dict__")
+    except AttributeError:
+        return {}
+    return names if isinstance(names, Mapping) else {}
+
+
 _MAX_NAME_PARTS: Final = 64
 
 

@@ -1,0 +1,209 @@
+"""The way of each message that comes in: from the envelope to the part it belongs to.
+
+Owns the frames of an open session: single messages, batches, transfers. Before the session stands
+they are the handshake's.
+
+Layer 2, inside the session. Above: the connection. Below: wire.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from asyncipc.errors import DecodeError, FaultCode, RemoteProtocolError
+from asyncipc.session.calls import Calls
+from asyncipc.session.dispatch import Dispatch
+from asyncipc.session.notifications import NotificationReceiver, NotificationSender
+from asyncipc.session.pings import Pings
+from asyncipc.wire import messages
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, check_fields
+from asyncipc.wire.transfers import Assembler
+
+__all__ = ["Router"]
+
+
+class Router:
+    """Hands messages over; the `FrameSink` of an open session.
+
+    :param tolerates_noise: an envelope that holds no message is noise, not an error
+    :param goodbye: called with a goodbye
+    :param noise: called with bytes between frames
+    """
+
+    __slots__ = (
+        "_answered",
+        "_assembler",
+        "_calls",
+        "_decode",
+        "_dispatch",
+        "_incoming_notifications",
+        "_max_message",
+        "_notifications",
+        "_notified",
+        "_pings",
+        "_receive_goodbye",
+        "_requested",
+        "_tolerates_noise",
+        "ignored",
+        "noise",
+    )
+
+    def __init__(
+        self,
+        codec: Codec,
+        calls: Calls,
+        dispatch: Dispatch,
+        notifications: NotificationSender,
+        incoming_notifications: NotificationReceiver,
+        pings: Pings,
+        *,
+        max_message: int,
+        tolerates_noise: bool,
+        goodbye: Callable[[list[Any]], None],
+        noise: Callable[[bytes], None],
+    ) -> None:
+        self._decode = codec.decode
+        self._calls = calls
+        self._dispatch = dispatch
+        self._notifications = notifications
+        self._incoming_notifications = incoming_notifications
+        self._pings = pings
+        self._answered = calls.answered
+        self._requested = dispatch.request
+        self._notified = incoming_notifications.receive
+        self._max_message = max_message
+        self._tolerates_noise = tolerates_noise
+        self._receive_goodbye = goodbye
+        self._assembler: Assembler | None = None  # made when the first transfer comes
+        self.noise = noise
+        self.ignored = 0
+
+    def envelope(self, data: memoryview, attached: int) -> bool:
+        """A complete envelope came; see `asyncipc.wire.framing.FrameSink`."""
+        try:
+            decoded = self._decode(data)
+        except DecodeError as error:
+            if self._tolerates_noise:
+                return False
+            raise RemoteProtocolError(f"the other side sent no message: {error}") from error
+        if attached:
+            kind = decoded[0]
+            if kind != messages.BEGIN and kind != messages.PART:
+                raise RemoteProtocolError(
+                    f"the other side attached {attached} bytes to a message of kind {kind!r:.20}; "
+                    "only begin and part take any"
+                )
+        self._route(decoded, len(data))
+        return True
+
+    def attached(self, data: memoryview) -> None:
+        """Bytes of a transfer came; see `asyncipc.wire.framing.FrameSink`."""
+        assert self._assembler is not None, "begin or part came before"
+        segments = self._assembler.feed(data)
+        if segments is None:
+            return
+        try:
+            decoded = self._decode(segments[0], segments[1:])
+        except DecodeError as error:
+            raise RemoteProtocolError(f"the other side sent no message: {error}") from error
+        self._route(decoded, sum(map(len, segments)))
+
+    def _route(self, decoded: list[Any], size: int) -> None:
+        """Hand over one message, or each of a batch; the three commonest kinds first."""
+        incoming = self._incoming_notifications
+        before = incoming.received
+        batch = decoded if isinstance(decoded[0], list) else (decoded,)
+        for message in batch:
+            kind = message[0]
+            if kind == REPLY:
+                self._answered(message)
+            elif kind == REQUEST:
+                self._requested(message)
+            elif kind == NOTIFY:
+                self._notified(message)
+            else:
+                receive = _OTHERS.get(kind)
+                if receive is not None:
+                    check_fields(message)
+                    receive(self, message)
+                else:
+                    self._receive_unknown(message)
+        if incoming.received != before:
+            incoming.settle(size)
+
+    def _receive_fault(self, message: list[Any]) -> None:
+        self._calls.failed(message)
+
+    def _receive_progress(self, message: list[Any]) -> None:
+        self._calls.progressed(message)
+
+    def _receive_cancel(self, message: list[Any]) -> None:
+        self._dispatch.cancel(message[1])
+
+    def _receive_credit(self, message: list[Any]) -> None:
+        if message[1] == 0:  # other streams are reserved
+            self._notifications.credited(message[2])
+
+    def _receive_ping(self, message: list[Any]) -> None:
+        self._pings.receive_ping(message[1])
+
+    def _receive_pong(self, message: list[Any]) -> None:
+        self._pings.receive_pong(message[1])
+
+    def _receive_begin(self, message: list[Any]) -> None:
+        if self._assembler is None:
+            self._assembler = Assembler(self._max_message)
+        self._assembler.begin(message[1], message[2])
+
+    def _receive_part(self, message: list[Any]) -> None:
+        if self._assembler is None:
+            self._assembler = Assembler(self._max_message)
+        self._assembler.part(message[1])
+
+    def _receive_retract(self, message: list[Any]) -> None:
+        if self._assembler is not None:
+            self._assembler.retract(message[1])
+
+    def _take_goodbye(self, message: list[Any]) -> None:
+        self._receive_goodbye(message)
+
+    def _receive_late(self, message: list[Any]) -> None:
+        raise RemoteProtocolError("the other side sent a second hello, or an auth out of turn")
+
+    def _receive_unknown(self, message: list[Any]) -> None:
+        """A kind of a later version: skipped, or answered so that no caller waits for ever."""
+        kind = message[0]
+        if kind.__class__ is not int or kind < 0:
+            raise RemoteProtocolError(
+                f"the other side sent a message whose kind should be a number, not {kind!r:.60}"
+            )
+        if kind >= messages.FIRST_IGNORABLE:
+            self.ignored += 1
+            return
+        wire_id = message[1] if len(message) > 1 else None
+        if wire_id.__class__ is not int or wire_id <= 0:
+            raise RemoteProtocolError(
+                f"the other side sent the unknown critical kind {kind} without the id of a call"
+            )
+        if wire_id & 1:
+            self._calls.not_understood(wire_id, kind)
+        else:
+            self._dispatch.send_fault(
+                wire_id, FaultCode.UNSUPPORTED, f"messages of kind {kind} are not known here"
+            )
+
+
+_OTHERS: Final[dict[int, Callable[[Router, list[Any]], None]]] = {
+    messages.FAULT: Router._receive_fault,
+    messages.PROGRESS: Router._receive_progress,
+    messages.CANCEL: Router._receive_cancel,
+    messages.CREDIT: Router._receive_credit,
+    messages.PING: Router._receive_ping,
+    messages.PONG: Router._receive_pong,
+    messages.BEGIN: Router._receive_begin,
+    messages.PART: Router._receive_part,
+    messages.RETRACT: Router._receive_retract,
+    messages.GOODBYE: Router._take_goodbye,
+    messages.HELLO: Router._receive_late,
+    messages.AUTH: Router._receive_late,
+}
