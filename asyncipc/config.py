@@ -13,7 +13,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a session accepts and holds. The other side learns its part of them in the hello.
 
@@ -56,7 +56,7 @@ class Limits:
             _check_number(f"Limits.{field.name}", getattr(self, field.name), lowest, highest, int)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """How long, in seconds, a step may take before it is given up.
 

@@ -1,0 +1,1 @@
+"""Peers: from addresses, programs and streams to sessions."""

@@ -1,18 +1,17 @@
 """Addresses: ``unix:/run/app.sock``, ``tcp:host:port``, ``fd:3``, ``exec:python child.py``.
 
 A registry of schemes maps the word before the first colon to a parser, so that other layers can
-add schemes of their own which resolve to one of the addresses here.
+add schemes of their own which resolve to one of the addresses here. Parsing looks at the text
+alone: whether a path, host or descriptor exists is found out when it is opened.
 
 Layer 3, inside the peer. Below: errors.
 """
 
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from asyncipc.errors import AddressError
 
@@ -29,9 +28,13 @@ __all__ = [
 # The kernel's struct sockaddr_un has room for so many bytes of path and a closing NUL.
 MAX_UNIX_PATH: Final = 107 if sys.platform == "linux" else 103
 
+MAX_PORT: Final = 65535
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+# Descriptors are C ints, and the limit on their number (fs.nr_open) is far below.
+MAX_DESCRIPTOR: Final = 2**31 - 1
+
+
+class UnixAddress(NamedTuple):
     """A unix stream socket; a path that begins with ``@`` is in Linux' abstract namespace."""
 
     path: str
@@ -50,8 +53,7 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(NamedTuple):
     """A TCP host, by name or number, and a port; port 0 lets a listener choose."""
 
     host: str
@@ -63,8 +65,7 @@ class TcpAddress:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FdAddress:
+class FdAddress(NamedTuple):
     """A file descriptor of this process that is a connected stream socket."""
 
     fd: int
@@ -73,8 +74,7 @@ class FdAddress:
         return f"fd:{self.fd}"
 
 
-@dataclass(frozen=True, slots=True)
-class ExecAddress:
+class ExecAddress(NamedTuple):
     """A program to start, spoken to over its standard input and output."""
 
     argv: tuple[str, ...]
@@ -108,16 +108,22 @@ def parse_address(text: str) -> Address:
 def register_scheme(name: str, parser: Callable[[str], Address]) -> None:
     """Let addresses that begin with ``name:`` be resolved by ``parser``.
 
-    :param parser: gets the text behind the colon; raises `AddressError`
-    :raises ValueError: the scheme exists already
+    :param name: a word without a colon
+    :param parser: gets the text behind the colon, which is not empty; raises `AddressError`
+    :raises ValueError: the name cannot be one, or the scheme exists already
     """
+    if not name or ":" in name:
+        raise ValueError(f"the name of an address scheme is a word without a colon, not {name!r}")
     if name in _schemes:
         raise ValueError(f"the address scheme {name!r} exists already")
     _schemes[name] = parser
 
 
 def _parse_unix(rest: str) -> UnixAddress:
-    size = len(os.fsencode(rest))
+    try:
+        size = len(os.fsencode(rest))
+    except UnicodeEncodeError as error:
+        raise AddressError(f"the path {rest!r} cannot be encoded: {error}") from error
     if size > MAX_UNIX_PATH:
         raise AddressError(
             f"the path of a unix socket may have {MAX_UNIX_PATH} bytes; {rest!r} has {size}"
@@ -130,9 +136,12 @@ def _parse_unix(rest: str) -> UnixAddress:
 
 
 def _parse_tcp(rest: str) -> TcpAddress:
-    host, colon, port = rest.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise AddressError(f"expected tcp:host:port with a port from 0 to 65535, not 'tcp:{rest}'")
+    host, colon, digits = rest.rpartition(":")
+    port = _number(digits, MAX_PORT)
+    if not colon or port is None or "/" in host:
+        raise AddressError(
+            f"expected tcp:host:port with a port from 0 to {MAX_PORT}, not 'tcp:{rest}'"
+        )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -142,20 +151,13 @@ def _parse_tcp(rest: str) -> TcpAddress:
             f"'tcp:{rest}' names no host; tcp:localhost:{port} is this machine, "
             f"tcp:0.0.0.0:{port} listens to all"
         )
-    return TcpAddress(host, int(port))
+    return TcpAddress(host, port)
 
 
 def _parse_fd(rest: str) -> FdAddress:
-    if not rest.isascii() or not rest.isdecimal():
-        raise AddressError(f"expected fd: and a number, not 'fd:{rest}'")
-    fd = int(rest)
-    try:
-        kind = socket.socket(fileno=os.dup(fd))
-    except OSError as error:
-        raise AddressError(f"file descriptor {fd} is not an open socket: {error}") from error
-    with kind:
-        if kind.type != socket.SOCK_STREAM:
-            raise AddressError(f"file descriptor {fd} is no stream socket")
+    fd = _number(rest, MAX_DESCRIPTOR)
+    if fd is None:
+        raise AddressError(f"expected fd: and the number of a descriptor, not 'fd:{rest}'")
     return FdAddress(fd)
 
 
@@ -166,7 +168,17 @@ def _parse_exec(rest: str) -> ExecAddress:
         raise AddressError(f"'exec:{rest}' cannot be split into words: {error}") from error
     if not argv:
         raise AddressError("exec: names no program")
+    if "\0" in rest:
+        raise AddressError(f"the arguments of a program cannot contain a NUL: {rest!r}")
     return ExecAddress(tuple(argv))
+
+
+def _number(digits: str, highest: int) -> int | None:
+    """The number that the digits stand for, unless it is too large or they stand for none."""
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > len(str(highest)):
+        return None
+    number = int(digits)
+    return number if number <= highest else None
 
 
 _schemes: dict[str, Callable[[str], Address]] = {

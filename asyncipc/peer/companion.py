@@ -4,8 +4,9 @@ Layer 3, inside the peer. Below: process, session.
 """
 
 import asyncio
+import contextlib
 
-from asyncipc.errors import PeerDied, SessionClosed
+from asyncipc.errors import IPCError, PeerDied, SessionClosed
 from asyncipc.process.child import ChildProcess
 from asyncipc.process.stderr import StderrCapture
 
@@ -29,18 +30,32 @@ class ChildCompanion:
 
     async def obituary(self, error: SessionClosed) -> SessionClosed:
         """Add to the end of the session how the process ended; see `Companion`."""
+        if isinstance(error, PeerDied):
+            await self._exits_soon()
+        # What it has written is in the pipe by now, also if the loop has not read it yet.
+        self._stderr.drain()
+        if isinstance(error.__cause__, IPCError) and self._stderr.tail:
+            # Where the handshake failed, the cause is what the caller gets to see.
+            error.__cause__.add_note(f"the child's last words on stderr:\n{self._stderr.tail}")
+        if isinstance(error, PeerDied) or self._process.returncode:
+            return self._died(error)
+        return error
+
+    async def release(self) -> None:
+        """End the child, whatever it does; see `Companion`."""
         try:
+            await self._process.end(self._grace)
+        finally:
+            self._stderr.close()
+
+    async def _exits_soon(self) -> None:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OBITUARY_WAIT):
                 await self._process.wait()
-        except TimeoutError:
-            if not isinstance(error, PeerDied):
-                return error
-        self._stderr.drain()
+
+    def _died(self, error: SessionClosed) -> PeerDied:
         reason = f"the child process (pid {self._process.pid}) "
-        if self._process.returncode is not None:
-            reason += "died" if isinstance(error, PeerDied) else "ended"
-        else:
-            reason += "closed its output, but goes on"
+        reason += "closed its output, but goes on" if self._process.returncode is None else "died"
         lost = PeerDied(
             f"{reason}: {error}",
             exit_code=self._process.exit_code,
@@ -49,10 +64,3 @@ class ChildCompanion:
         )
         lost.__cause__ = error.__cause__
         return lost
-
-    async def release(self) -> None:
-        """End the child, whatever it does; see `Companion`."""
-        try:
-            await self._process.end(self._grace)
-        finally:
-            self._stderr.close()

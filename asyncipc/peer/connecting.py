@@ -4,6 +4,7 @@ Layer 3, inside the peer. Below: transport.
 """
 
 import asyncio
+import errno
 import os
 import random
 import socket
@@ -13,11 +14,12 @@ from typing import Final, TypeVar
 
 from asyncipc.errors import AddressError
 from asyncipc.peer.address import FdAddress, TcpAddress, UnixAddress
+from asyncipc.peer.resolving import Resolved, resolve
 from asyncipc.transport.base import Transport
 from asyncipc.transport.sockets import SocketTransport
 from asyncipc.transport.tls import connect as connect_tls
 
-__all__ = ["open_transport", "retry_until"]
+__all__ = ["NOT_THERE_YET", "open_transport", "retry"]
 
 T = TypeVar("T")
 
@@ -35,61 +37,142 @@ async def open_transport(
 ) -> Transport:
     """Connect to an address.
 
+    :param tls: for a `TcpAddress` alone
+    :param handshake_timeout: seconds for the connection, and again for TLS
+    :raises AddressError: there can be no such host, or the descriptor is no connected socket
     :raises OSError: nobody listens there, or it cannot be reached
     :raises ssl.SSLError: TLS could not be agreed on
-    :raises TimeoutError: no connection within ``handshake_timeout`` seconds
+    :raises TimeoutError: no connection in time
     """
-    async with asyncio.timeout(handshake_timeout):
-        if isinstance(address, UnixAddress):
-            sock = await _connect(socket.AF_UNIX, 0, address.native)
-        elif isinstance(address, FdAddress):
-            sock = socket.socket(fileno=os.dup(address.fd))
-        else:
-            sock = await _connect_tcp(address)
-    if tls is None:
+    try:
+        sock = await _connected_socket(address, handshake_timeout)
+    except socket.gaierror:
+        raise
+    except OSError as error:
+        raise _explained(error, address, handshake_timeout) from error
+    if tls is not None and isinstance(address, TcpAddress):
+        return await connect_tls(
+            sock,
+            tls,
+            address.host,
+            handshake_timeout=handshake_timeout,
+            description=str(address),
+        )
+    try:
         return SocketTransport(sock, description=str(address))
-    if not isinstance(address, TcpAddress):
+    except BaseException:
         sock.close()
-        raise AddressError(f"TLS is for tcp: addresses, not for {address}")
-    return await connect_tls(sock, tls, address.host, handshake_timeout=handshake_timeout)
+        raise
 
 
-async def retry_until(deadline: float | None, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Repeat an attempt while nobody listens yet, with growing pauses, until a deadline.
+async def retry(
+    attempt: Callable[[], Awaitable[T]], errors: tuple[type[OSError], ...], seconds: float
+) -> T:
+    """Repeat an attempt as long as it ends in one of the errors, with growing pauses.
 
-    :param deadline: on the clock of the loop; None: try once
+    :param seconds: after which the error is raised; 0: try once
     """
     loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
     pause = FIRST_PAUSE
     while True:
         try:
             return await attempt()
-        except NOT_THERE_YET:
-            if deadline is None or loop.time() >= deadline:
+        except errors:
+            left = deadline - loop.time()
+            if left <= 0:
                 raise
         # Spread, so that many who wait for one server do not come at the same moment.
-        await asyncio.sleep(min(pause * random.uniform(0.5, 1), max(0, deadline - loop.time())))  # noqa: S311
+        await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))  # noqa: S311
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
+async def _connected_socket(
+    address: UnixAddress | TcpAddress | FdAddress, seconds: float
+) -> socket.socket:
+    if isinstance(address, FdAddress):
+        return _take_descriptor(address)
+    if isinstance(address, UnixAddress):
+        # The kernel tells nobody when there is room again in a full queue of connections.
+        return await retry(lambda: _connect_unix(address), (BlockingIOError,), seconds)
+    async with asyncio.timeout(seconds):
+        return await _connect_tcp(address)
+
+
+async def _connect_unix(address: UnixAddress) -> socket.socket:
+    """Not through the loop, which would take a full queue of connections for a success.
+
+    A unix socket connects at once or not at all.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(address.native)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 async def _connect_tcp(address: TcpAddress) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    """To the first address of the host that answers."""
     failures: list[OSError] = []
-    for family, _, protocol, _, native in infos:
+    for resolved in await resolve(address):
         try:
-            return await _connect(family, protocol, native)
+            return await _connect_to(resolved)
         except OSError as error:
             failures.append(error)
     raise failures[0]
 
 
-async def _connect(family: int, protocol: int, native: object) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM, protocol)
+async def _connect_to(resolved: Resolved) -> socket.socket:
+    sock = socket.socket(resolved.family, socket.SOCK_STREAM, resolved.protocol)
     try:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, native)  # type: ignore[arg-type]
+        await asyncio.get_running_loop().sock_connect(sock, resolved.native)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _take_descriptor(address: FdAddress) -> socket.socket:
+    """The socket that stands at a descriptor, which is owned from now on.
+
+    :raises AddressError: there is none, or it is not connected; it is left alone then
+    """
+    try:
+        sock = socket.socket(fileno=address.fd)
+    except OSError as error:
+        raise AddressError(
+            f"file descriptor {address.fd} is not an open socket: {error.strerror}"
+        ) from error
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            raise AddressError(
+                f"file descriptor {address.fd} is a {sock.type.name} socket; "
+                "expected a stream socket"
+            )
+        sock.getpeername()
+        sock.set_inheritable(False)
+    except OSError as error:
+        sock.detach()
+        raise AddressError(
+            f"file descriptor {address.fd} is not a connected socket: {error.strerror}"
+        ) from error
+    except BaseException:
+        sock.detach()
+        raise
+    return sock
+
+
+def _explained(
+    error: OSError, address: UnixAddress | TcpAddress | FdAddress, seconds: float
+) -> OSError:
+    """The same error, which also says where; the kernel's and the loops' do not all do."""
+    if isinstance(error, BlockingIOError):
+        reason = f"its queue of connections was full for {seconds:g} s"
+        return TimeoutError(errno.ETIMEDOUT, f"cannot connect to {address}: {reason}")
+    if error.errno is None:
+        return TimeoutError(errno.ETIMEDOUT, f"no connection to {address} within {seconds:g} s")
+    return OSError(error.errno, f"cannot connect to {address}: {os.strerror(error.errno)}")

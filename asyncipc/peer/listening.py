@@ -1,4 +1,4 @@
-"""Listening sockets: how a unix socket's path is owned, and who may listen on TCP.
+"""Listening sockets: how a unix socket's path is owned, and which interface a TCP port is on.
 
 The owner of a path is who holds the lock on a file beside it (``app.sock.lock``). Looking at the
 socket itself cannot tell: between a look and an unlink somebody else may have taken the path. The
@@ -8,20 +8,27 @@ Layer 3, inside the peer. Below: errors.
 """
 
 import contextlib
+import errno
 import fcntl
-import ipaddress
 import os
 import socket
 import stat
-from typing import Final
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final
 
 from asyncipc.errors import AddressError, AddressInUse
 from asyncipc.peer.address import TcpAddress, UnixAddress
+from asyncipc.peer.resolving import Resolved
 
-__all__ = ["ListeningSocket", "is_loopback", "listen_tcp", "listen_unix"]
+__all__ = ["ListeningSocket", "listen_tcp", "listen_unix"]
 
 # Connections that the kernel holds while the loop is busy; it caps this by net.core.somaxconn.
 BACKLOG: Final = 1024
+
+# An address that its host has, but that cannot be used here: IPv6 may be switched off.
+UNUSABLE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class ListeningSocket:
@@ -38,6 +45,12 @@ class ListeningSocket:
             self._path = None
         self.sock.close()
 
+    def __del__(self) -> None:
+        # The loop holds it while it listens, so the loop was closed before the server.
+        if self._path is not None:
+            warnings.warn(f"unclosed {self.sock!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
 
 def listen_unix(address: UnixAddress, mode: int) -> ListeningSocket:
     """Listen on a path, or on an abstract name.
@@ -47,18 +60,21 @@ def listen_unix(address: UnixAddress, mode: int) -> ListeningSocket:
     :raises AddressError: something that is no socket stands there
     :raises OSError: the directory does not exist, or is not writable
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)
         if address.is_abstract:
-            _bind(sock, address)
+            _bind(sock, address, address.native)
             sock.listen(BACKLOG)
             return ListeningSocket(sock)
         path = _OwnedPath(address.path)
         try:
             path.remove_stale_socket()
-            # On the unbound socket: its mode is what bind gives the file, less the umask.
-            os.fchmod(sock.fileno(), mode)
-            _bind(sock, address)
+            # Linux gives the file the mode of the unbound socket, less the umask. Elsewhere that
+            # cannot be had; but nobody can connect before listen(), which comes last.
+            with contextlib.suppress(OSError):
+                os.fchmod(sock.fileno(), mode)
+            _bind(sock, address, address.native)
             path.remember()
             os.chmod(address.path, mode)  # noqa: PTH101 - what the umask took away
             sock.listen(BACKLOG)
@@ -71,43 +87,47 @@ def listen_unix(address: UnixAddress, mode: int) -> ListeningSocket:
         raise
 
 
-def listen_tcp(address: TcpAddress) -> ListeningSocket:
+def listen_tcp(address: TcpAddress, resolved: Sequence[Resolved]) -> ListeningSocket:
     """Listen on a TCP port of one interface.
 
+    :param resolved: the addresses of the host; the first that this machine can use is taken
     :raises AddressInUse: somebody listens there
-    :raises OSError: the host is unknown or not of this machine
+    :raises OSError: the host is not this machine
     """
-    infos = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    family, kind, protocol, _, native = infos[0]
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    failures: list[OSError] = []
+    for candidate in resolved:
+        try:
+            return ListeningSocket(_listen(address, candidate))
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            failures.append(error)
+    raise OSError(
+        failures[0].errno, f"cannot listen on {address}: {failures[0].strerror}"
+    ) from failures[0]
+
+
+def _listen(address: TcpAddress, resolved: Resolved) -> socket.socket:
+    sock = socket.socket(resolved.family, socket.SOCK_STREAM, resolved.protocol)
     try:
+        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _bind(sock, address, native)
+        if resolved.family == socket.AF_INET6:
+            # What "::" covers must not depend on how the system is set up.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _bind(sock, address, resolved.native)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
-    return ListeningSocket(sock)
+    return sock
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host, going by every address its name has."""
+def _bind(sock: socket.socket, address: UnixAddress | TcpAddress, native: Any) -> None:
     try:
-        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(info[4][0]).is_loopback for info in infos)
-
-
-def _bind(
-    sock: socket.socket, address: UnixAddress | TcpAddress, native: object | None = None
-) -> None:
-    try:
-        sock.bind(native if native is not None else address.native)  # type: ignore[union-attr,arg-type]
+        sock.bind(native)
     except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno == 98:
+        if error.errno == errno.EADDRINUSE:
             raise AddressInUse(f"somebody listens on {address} already") from error
         raise
 
@@ -123,7 +143,9 @@ class _OwnedPath:
         self._path = path
         self._lock_path = f"{path}.lock"
         self._socket_id: tuple[int, int] | None = None
+        self._owner = os.getpid()
         self._lock = self._take_lock()
+        _owned.add(self)
 
     def _take_lock(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -161,8 +183,10 @@ class _OwnedPath:
             except ConnectionRefusedError:
                 os.unlink(self._path)  # noqa: PTH108
                 return
-            except BlockingIOError:
-                pass  # its backlog is full: alive
+            except OSError as error:
+                # EAGAIN: its queue is full. EPROTOTYPE: it takes datagrams. Both are alive.
+                if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
+                    raise
         raise AddressInUse(f"a live server listens on unix:{self._path}")
 
     def remember(self) -> None:
@@ -171,13 +195,40 @@ class _OwnedPath:
 
     def release(self) -> None:
         """Remove our socket, unless the path is somebody else's by now, and let go of the lock."""
-        with contextlib.suppress(OSError):
-            if self._socket_id is not None and _file_id(self._path) == self._socket_id:
-                os.unlink(self._path)  # noqa: PTH108
-        # Before the lock is let go: who opens the file meanwhile finds that it is gone.
-        with contextlib.suppress(OSError):
-            os.unlink(self._lock_path)  # noqa: PTH108
-        os.close(self._lock)
+        _owned.discard(self)
+        # A forked copy of this process may come here too, on its way out: it owns nothing.
+        if os.getpid() == self._owner:
+            if self._socket_id is not None:
+                _unlink_if(self._path, self._socket_id)
+            # Before the lock is let go: who opens the file meanwhile finds that it is gone.
+            _unlink_if(self._lock_path, _id_of(os.fstat(self._lock)))
+        self.drop_lock()
+
+    def drop_lock(self) -> None:
+        """Close the lock's descriptor here; the lock stands while another process has a copy."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+# Those of this process that are not released.
+_owned: weakref.WeakSet[_OwnedPath] = weakref.WeakSet()
+
+
+def _drop_locks_in_forked_process() -> None:
+    # The copy of a descriptor would hold the lock when the server is long dead.
+    for path in tuple(_owned):
+        path.drop_lock()
+
+
+os.register_at_fork(after_in_child=_drop_locks_in_forked_process)
+
+
+def _unlink_if(path: str, file_id: tuple[int, int]) -> None:
+    """Remove a file if it is still the one that it was."""
+    with contextlib.suppress(OSError):
+        if _file_id(path) == file_id:
+            os.unlink(path)  # noqa: PTH108
 
 
 def _file_id(path: str) -> tuple[int, int] | None:

@@ -3,9 +3,9 @@
 Layer 3, inside the peer.
 """
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 __all__ = ["Opening"]
 
@@ -20,23 +20,26 @@ class Closable(Protocol):
 Opened = TypeVar("Opened", bound=Closable)
 
 
-class Opening(Generic[Opened]):
+class Opening(Coroutine[Any, Any, Opened]):
     """Something that is about to be opened.
 
-    ``await opening`` opens it; ``async with opening as opened`` also closes it at the end.
-    Nothing happens before either. Good for one use.
+    ``await opening`` opens it; ``async with opening as opened`` also closes it at the end. It is a
+    coroutine in every other way too: nothing happens before it is awaited, it can be made a task,
+    it is good for one use, and Python warns of one that was forgotten.
     """
 
-    __slots__ = ("_open", "_opened")
+    __slots__ = ("_coroutine", "_opened")
 
-    def __init__(self, open_it: Callable[[], Awaitable[Opened]]) -> None:
-        self._open = open_it
+    _opened: Opened
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Opened]) -> None:
+        self._coroutine = coroutine
 
     def __await__(self) -> Generator[Any, Any, Opened]:
-        return self._open().__await__()
+        return self._coroutine.__await__()
 
     async def __aenter__(self) -> Opened:
-        self._opened = await self._open()
+        self._opened = await self._coroutine
         return self._opened
 
     async def __aexit__(
@@ -46,3 +49,17 @@ class Opening(Generic[Opened]):
         trace: TracebackType | None,
     ) -> None:
         await self._opened.aclose()
+
+    # What a task asks of a coroutine.
+
+    def send(self, value: Any) -> Any:
+        """See `collections.abc.Coroutine`."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """See `collections.abc.Coroutine`."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Give it up before it was awaited; see `collections.abc.Coroutine`."""
+        self._coroutine.close()

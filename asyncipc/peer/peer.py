@@ -7,10 +7,9 @@ import asyncio
 import contextlib
 import os
 import ssl
-import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Self
 
 from asyncipc.config import NETWORK_LIMITS, Limits, Timeouts
 from asyncipc.errors import AddressError
@@ -22,10 +21,23 @@ from asyncipc.peer.address import (
     parse_address,
 )
 from asyncipc.peer.companion import ChildCompanion
-from asyncipc.peer.connecting import open_transport, retry_until
-from asyncipc.peer.listening import is_loopback, listen_tcp, listen_unix
+from asyncipc.peer.connecting import NOT_THERE_YET, open_transport, retry
+from asyncipc.peer.holdings import Holdings
+from asyncipc.peer.listening import ListeningSocket, listen_tcp, listen_unix
 from asyncipc.peer.opening import Opening
-from asyncipc.peer.server import Server, Users
+from asyncipc.peer.options import (
+    RequestIds,
+    Users,
+    allowed_users,
+    check_network_security,
+    check_seconds,
+    codec_choice,
+    file_mode,
+    id_source,
+    token_bytes,
+)
+from asyncipc.peer.resolving import resolve
+from asyncipc.peer.server import Server
 from asyncipc.peer.spawning import Channel, spawn_child
 from asyncipc.peer.wrapping import Readable, Writable, wrap_streams
 from asyncipc.process.lifeline import arm_inherited_lifeline
@@ -39,14 +51,10 @@ from asyncipc.transport.base import Transport
 from asyncipc.transport.memory import memory_transports
 from asyncipc.transport.sockets import SocketTransport
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.json_codec import JSON
-from asyncipc.wire.msgpack_codec import MessagePack
 from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
 
 __all__ = ["Peer", "memory_pair"]
-
-RequestIds: TypeAlias = Iterator[object] | Callable[[], object]
 
 
 class Peer(Handlers):
@@ -77,19 +85,14 @@ class Peer(Handlers):
         tracebacks: bool = True,
     ) -> None:
         super().__init__()
-        check_timeout(timeout)
+        codec_choice(codec)  # an unknown name is an error here, not at the first session
         self._codec = codec
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._limits = limits
         self._timeouts = timeouts if timeouts is not None else Timeouts()
-        self._request_ids = _id_source(request_ids)
+        self._request_ids = id_source(request_ids)
         self._tracebacks = tracebacks
-        _codecs(codec)  # an unknown name is an error here, not at the first session
-        self._settings: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, dict[Limits, SessionSettings]
-        ] = weakref.WeakKeyDictionary()
-        self._sessions: set[Session] = set()
-        self._servers: set[Server] = set()
+        self._holdings: dict[asyncio.AbstractEventLoop, Holdings] = {}
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -118,12 +121,15 @@ class Peer(Handlers):
         :raises ssl.SSLError: TLS could not be agreed on
         """
         parsed = parse_address(address)
-        check_timeout(retry_for)
-        if isinstance(parsed, ExecAddress):
-            if tls is not None or token is not None:
-                raise AddressError("exec: takes neither tls nor a token; the pipes are private")
-            return self.spawn(parsed.argv)
-        return Opening(lambda: self._connect(parsed, tls, token, retry_for))
+        check_seconds("retry_for", retry_for)
+        secret = token_bytes(token)
+        if tls is not None and not isinstance(parsed, TcpAddress):
+            raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
+        if not isinstance(parsed, ExecAddress):
+            return Opening(self._connect(parsed, tls, secret, retry_for))
+        if secret is not None:
+            raise AddressError("exec: takes no token; the pipes are private")
+        return self.spawn(parsed.argv)
 
     def spawn(
         self,
@@ -153,7 +159,7 @@ class Peer(Handlers):
         :raises RemoteProtocolError: it does not speak this protocol; `HandshakeTimeout` where it
             said nothing
         """
-        return Opening(lambda: self._spawn(argv, env, cwd, stderr, channel))
+        return Opening(self._spawn(argv, env, cwd, stderr, channel))
 
     def stdio(self) -> Opening[Session]:
         """Speak to the program that started this one; see ``docs/stdio.md``.
@@ -164,7 +170,7 @@ class Peer(Handlers):
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
         :raises LocalProtocolError: standard input or output is closed, or taken already
         """
-        return Opening(self._stdio)
+        return Opening(self._stdio())
 
     def wrap(self, reader: Readable, writer: Writable | None = None) -> Opening[Session]:
         """Speak over a pair of byte streams that exists already.
@@ -177,11 +183,7 @@ class Peer(Handlers):
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
         :raises TypeError: the two do not make a pair of byte streams
         """
-
-        async def open_it() -> Session:
-            return await self._open(wrap_streams(reader, writer), Role.EITHER)
-
-        return Opening(open_it)
+        return Opening(self._wrap(reader, writer))
 
     def serve(
         self,
@@ -191,7 +193,7 @@ class Peer(Handlers):
         token: str | bytes | None = None,
         insecure: bool = False,
         users: Users = "same",
-        mode: int = 0o600,
+        mode: int | None = None,
         on_session: Callable[[Session], object] | None = None,
     ) -> Opening[Server]:
         """Listen for sessions.
@@ -203,39 +205,46 @@ class Peer(Handlers):
             or a TLS context that requires client certificates, and TLS beyond the loopback.
         :param users: who may connect to a unix socket: ``"same"`` as this process, ``"any"``, or
             user ids
-        :param mode: permissions of the socket's file
-        :param on_session: called with each new session
+        :param mode: permissions of the socket's file; by default 0o600, or 0o666 where others than
+            the user of this process are to connect
+        :param on_session: called with each new session; an ``async def`` is awaited. If it raises,
+            the session is closed. A session that should have handlers of its own gets them in a
+            plain function, before its first message is served.
         :returns: to be awaited for a `Server`, or used as ``async with ... as server``
         :raises AddressError: the address cannot be listened on, or not without more security
         :raises AddressInUse: a live server is there
         :raises OSError: the directory or the host is not there, or not ours
         """
         parsed = parse_address(address)
+        secret = token_bytes(token)
+        allowed = allowed_users(users)
+        permissions = file_mode(mode, users)
+        if isinstance(parsed, TcpAddress):
+            if users != "same" or mode is not None:
+                raise AddressError(f"users= and mode= are for unix sockets, not for {parsed}")
+            return Opening(self._serve_tcp(parsed, tls, secret, insecure, on_session))
         if isinstance(parsed, FdAddress | ExecAddress):
             raise AddressError(f"unix: and tcp: addresses can be listened on, {parsed} cannot")
-        if isinstance(parsed, UnixAddress) and tls is not None:
+        if tls is not None:
             raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
-        secret = _token_bytes(token)
-
-        async def open_it() -> Server:
-            if isinstance(parsed, TcpAddress) and not insecure:
-                _check_security(parsed, tls, secret)
-            return self._serve(parsed, tls, secret, users, mode, on_session)
-
-        return Opening(open_it)
+        return Opening(self._serve_unix(parsed, secret, allowed, permissions, on_session))
 
     # -- life ------------------------------------------------------------------------------
 
     @property
     def sessions(self) -> frozenset[Session]:
-        """All sessions of this peer that stand now, those of its servers included."""
-        return frozenset(self._sessions)
+        """All sessions of this peer that stand now, in any loop, those of its servers included."""
+        return frozenset[Session]().union(
+            *(here.sessions for here in tuple(self._holdings.values()))
+        )
 
     async def aclose(self) -> None:
-        """Close all servers and sessions of this peer, together and in good order."""
-        closing = [server.aclose() for server in self._servers]
-        closing += [session.aclose() for session in self._sessions]
-        await asyncio.gather(*closing)
+        """Close all servers and sessions that this peer has in the running event loop.
+
+        They close together and in good order; goes on when the caller is cancelled. The peer may
+        be used again.
+        """
+        await self._here().aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -254,15 +263,15 @@ class Peer(Handlers):
         self,
         address: UnixAddress | TcpAddress | FdAddress,
         tls: ssl.SSLContext | None,
-        token: str | bytes | None,
+        token: bytes | None,
         retry_for: float,
     ) -> Session:
-        secret = _token_bytes(token)
-        deadline = asyncio.get_running_loop().time() + retry_for if retry_for else None
-        transport = await retry_until(
-            deadline, lambda: open_transport(address, tls, self._timeouts.handshake)
+        transport = await retry(
+            lambda: open_transport(address, tls, self._timeouts.handshake),
+            NOT_THERE_YET,
+            retry_for,
         )
-        return await self._open(transport, Role.CONNECTING, token=secret)
+        return await self._open(transport, Role.CONNECTING, token=token)
 
     async def _spawn(
         self,
@@ -284,7 +293,7 @@ class Peer(Handlers):
         session = Session(spawned.transport, Role.CONNECTING, settings, self)
         companion = ChildCompanion(spawned.process, spawned.stderr, self._timeouts.terminate)
         session.accompany(spawned.process, companion)
-        return await self._track(session)
+        return await self._here().open_session(session)
 
     async def _stdio(self) -> Session:
         arm_inherited_lifeline()
@@ -296,64 +305,95 @@ class Peer(Handlers):
             transport = stdio.claim()
         return await self._open(transport, Role.LISTENING)
 
-    def _serve(
+    async def _wrap(self, reader: Readable, writer: Writable | None) -> Session:
+        return await self._open(wrap_streams(reader, writer), Role.EITHER)
+
+    async def _serve_unix(
         self,
-        address: UnixAddress | TcpAddress,
-        tls: ssl.SSLContext | None,
+        address: UnixAddress,
         token: bytes | None,
-        users: Users,
+        users: frozenset[int] | None,
         mode: int,
         on_session: Callable[[Session], object] | None,
     ) -> Server:
-        if isinstance(address, UnixAddress):
-            listening = listen_unix(address, mode)
-            limits = self._limits or Limits()
-        else:
-            listening = listen_tcp(address)
-            limits = self._limits or NETWORK_LIMITS
-            address = TcpAddress(address.host, listening.sock.getsockname()[1])
+        limits = self._limits or Limits()
+        listening = listen_unix(address, mode)
+        return self._serve(listening, address, limits, token, on_session, users=users)
+
+    async def _serve_tcp(
+        self,
+        address: TcpAddress,
+        tls: ssl.SSLContext | None,
+        token: bytes | None,
+        insecure: bool,
+        on_session: Callable[[Session], object] | None,
+    ) -> Server:
+        resolved = await resolve(address)
+        if not insecure:
+            check_network_security(address, resolved, tls, token)
+        limits = self._limits or NETWORK_LIMITS
+        listening = listen_tcp(address, resolved)
+        address = TcpAddress(address.host, listening.sock.getsockname()[1])
+        return self._serve(listening, address, limits, token, on_session, tls=tls)
+
+    def _serve(
+        self,
+        listening: ListeningSocket,
+        address: UnixAddress | TcpAddress,
+        limits: Limits,
+        token: bytes | None,
+        on_session: Callable[[Session], object] | None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        users: frozenset[int] | None = None,
+    ) -> Server:
+        here = self._here()
         settings = self._settings_for(limits)
 
-        def make_session(transport: Transport) -> Session:
+        async def open_session(
+            transport: Transport, on_open: Callable[[Session], object]
+        ) -> Session:
             session = Session(transport, Role.LISTENING, settings, self, token=token)
-            self._add(session)
-            return session
+            return await here.open_session(session, on_open)
 
         server = Server(
             listening,
             address,
-            make_session,
+            open_session,
             tls=tls,
             users=users,
             max_sessions=limits.max_sessions,
             handshake_timeout=self._timeouts.handshake,
             on_session=on_session,
         )
-        self._servers.add(server)
-        server.on_close(lambda: self._servers.discard(server))
+        here.add_server(server)
         return server
 
     async def _open(
         self, transport: Transport, role: Role, *, token: bytes | None = None
     ) -> Session:
         settings = self._settings_for(self._limits or Limits())
-        return await self._track(Session(transport, role, settings, self, token=token))
+        session = Session(transport, role, settings, self, token=token)
+        return await self._here().open_session(session)
 
-    async def _track(self, session: Session) -> Session:
-        self._add(session)
-        await session.start()
-        return session
-
-    def _add(self, session: Session) -> None:
-        self._sessions.add(session)
-        session.on_close(lambda _: self._sessions.discard(session))
+    def _here(self) -> Holdings:
+        """What this peer has in the running loop. Each loop's thread sees to its own."""
+        loop = asyncio.get_running_loop()
+        here = self._holdings.get(loop)
+        if here is None:
+            # What was left open in a loop that is closed cannot be closed any more.
+            for other in tuple(self._holdings):
+                if other.is_closed():
+                    self._holdings.pop(other, None)
+            here = self._holdings[loop] = Holdings()
+        return here
 
     def _settings_for(self, limits: Limits) -> SessionSettings:
         """Settings with what the sessions of one loop share and those of another must not."""
-        of_loop = self._settings.setdefault(asyncio.get_running_loop(), {})
+        of_loop = self._here().settings
         settings = of_loop.get(limits)
         if settings is None:
-            codec, codecs = _codecs(self._codec)
+            codec, codecs = codec_choice(self._codec)
             settings = of_loop[limits] = SessionSettings(
                 codec=codec,
                 codecs=codecs,
@@ -375,51 +415,9 @@ async def memory_pair(first: Peer, second: Peer) -> AsyncIterator[tuple[Session,
         closed at the end
     """
     ours, theirs = memory_transports()
-    async with asyncio.TaskGroup() as group:
-        opening_first = group.create_task(first._open(ours, Role.CONNECTING))  # noqa: SLF001
-        opening_second = group.create_task(second._open(theirs, Role.LISTENING))  # noqa: SLF001
-    async with opening_first.result() as session, opening_second.result() as other:
+    session, other = await asyncio.gather(
+        first._open(ours, Role.CONNECTING),  # noqa: SLF001
+        second._open(theirs, Role.LISTENING),  # noqa: SLF001
+    )
+    async with session, other:
         yield session, other
-
-
-def _codecs(chosen: str | Codec) -> tuple[Codec, dict[str, Codec]]:
-    """The codec that was chosen, and all that are spoken, by name."""
-    codecs: dict[str, Codec] = {codec.name: codec for codec in (MessagePack(), JSON())}
-    if not isinstance(chosen, str):
-        codecs[chosen.name] = chosen
-        return chosen, codecs
-    if chosen not in codecs:
-        raise ValueError(f"codec must be one of {', '.join(codecs)} or a Codec, not {chosen!r}")
-    return codecs[chosen], codecs
-
-
-def _id_source(request_ids: RequestIds | None) -> Callable[[], object] | None:
-    if request_ids is None or callable(request_ids):
-        return request_ids
-    if isinstance(request_ids, Iterator):
-        return request_ids.__next__
-    raise TypeError(f"request_ids must be an iterator or a function, not {request_ids!r:.60}")
-
-
-def _token_bytes(token: str | bytes | None) -> bytes | None:
-    if token is None:
-        return None
-    if not isinstance(token, str | bytes):
-        raise TypeError(f"a token must be a string or bytes, not {type(token).__name__}")
-    if not token:
-        raise ValueError("a token must not be empty")
-    return token.encode() if isinstance(token, str) else token
-
-
-def _check_security(address: TcpAddress, tls: ssl.SSLContext | None, token: bytes | None) -> None:
-    """:raises AddressError: anybody could connect, or listen in"""
-    if tls is None and not is_loopback(address.host):
-        raise AddressError(
-            f"{address} can be reached from other machines: give tls=, or insecure=True"
-        )
-    certificates = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
-    if token is None and not certificates:
-        raise AddressError(
-            f"every user of this machine can reach {address}: give token=, or a tls context "
-            "that requires client certificates, or insecure=True"
-        )

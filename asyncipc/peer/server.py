@@ -4,37 +4,48 @@ Layer 3, inside the peer. Below: transport, session.
 """
 
 import asyncio
+import inspect
 import logging
-import os
 import socket
 import ssl
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Any, Final, Protocol, Self
 
-from asyncipc.errors import IPCError
+from asyncipc.errors import IPCError, SessionClosed
 from asyncipc.peer.address import TcpAddress, UnixAddress
 from asyncipc.peer.listening import ListeningSocket
 from asyncipc.session.session import Session
 from asyncipc.transport.base import Transport
-from asyncipc.transport.sockets import SocketTransport
+from asyncipc.transport.sockets import SocketTransport, peer_credentials
 from asyncipc.transport.tls import accept as accept_tls
 from asyncipc.wire.framing import frame_header
 from asyncipc.wire.handshake import encode_goodbye
 from asyncipc.wire.messages import GoodbyeCode
 
-__all__ = ["Server", "Users"]
+__all__ = ["Server"]
 
 logger = logging.getLogger("asyncipc")
-
-# Who may connect to a unix socket: the user of this process, anybody, or these user ids.
-Users: TypeAlias = Literal["same", "any"] | Collection[int]
 
 # Connections taken in one turn of the loop, so that a flood of them does not stop everything else.
 ACCEPT_BATCH: Final = 64
 
-# When no descriptor is left, the next connection is taken after this many seconds.
+# When no descriptor is left, the next connection is taken after this many seconds: the kernel has
+# no event for a descriptor that was closed.
 ACCEPT_PAUSE: Final = 0.2
+
+# A session that its owner could not take is of no use to the other side either.
+ON_SESSION_FAILED: Final = "%s: on_session failed, so the session is closed"
+
+
+class OpenSession(Protocol):
+    """Makes a session of a connection."""
+
+    def __call__(
+        self, transport: Transport, on_open: Callable[[Session], object]
+    ) -> Awaitable[Session]:
+        """Call ``on_open`` when it stands; return when it has."""
 
 
 class Server:
@@ -44,26 +55,33 @@ class Server:
         self,
         listening: ListeningSocket,
         address: UnixAddress | TcpAddress,
-        make_session: Callable[[Transport], Session],
+        open_session: OpenSession,
         *,
         tls: ssl.SSLContext | None,
-        users: Users,
+        users: frozenset[int] | None,
         max_sessions: int,
         handshake_timeout: float,
         on_session: Callable[[Session], object] | None,
     ) -> None:
+        """Begin to listen.
+
+        :param open_session: makes a session of a connection
+        :param users: ids of who may connect to a unix socket; None: everybody
+        """
         self._listening = listening
         self._address = address
-        self._make_session = make_session
+        self._open_session = open_session
         self._tls = tls
-        self._users = users
+        self._users = users if isinstance(address, UnixAddress) else None
         self._max_sessions = max_sessions
         self._handshake_timeout = handshake_timeout
         self._on_session = on_session
         self._loop = asyncio.get_running_loop()
         self._sessions: set[Session] = set()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._in_handshake: set[socket.socket] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # of connections that are new
         self._pause: asyncio.TimerHandle | None = None
+        self._accept_fails = False
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._on_close: list[Callable[[], object]] = []
@@ -90,7 +108,8 @@ class Server:
     async def aclose(self) -> None:
         """Stop listening, give the path back, and end all sessions in good order, together.
 
-        May be called twice and by several tasks; goes on when the caller is cancelled.
+        Connections that are no sessions yet are dropped. May be called twice and by several
+        tasks; goes on when the caller is cancelled.
         """
         if self._closing is None:
             self._stop_listening()
@@ -109,22 +128,10 @@ class Server:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<Server {self.address} with {len(self._sessions)} sessions>"
+        state = "open" if self._closing is None else "closed"
+        return f"<Server {self.address} {state} with {len(self._sessions)} sessions>"
 
-    async def _close(self) -> None:
-        try:
-            for task in self._opening:
-                task.cancel()
-            sessions = list(self._sessions)
-            await asyncio.gather(
-                *self._opening,
-                *(session.aclose() for session in sessions),
-                return_exceptions=True,
-            )
-        finally:
-            self._closed.set()
-            for callback in self._on_close:
-                callback()
+    # -- closing ---------------------------------------------------------------------------
 
     def _stop_listening(self) -> None:
         if self._pause is not None:
@@ -132,75 +139,124 @@ class Server:
         self._loop.remove_reader(self._listening.sock)
         self._listening.close()
 
+    async def _close(self) -> None:
+        try:
+            # This task was made after all of them, so each has begun and owns its socket.
+            for task in self._tasks:
+                task.cancel()
+            closings = [session.aclose() for session in self._sessions]
+            await asyncio.gather(*self._tasks, *closings, return_exceptions=True)
+        finally:
+            self._closed.set()
+            for callback in self._on_close:
+                callback()
+
+    # -- accepting -------------------------------------------------------------------------
+
     def _accept(self) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, _ = self._listening.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:
-                logger.exception("cannot accept on %s; trying again soon", self.address)
-                self._loop.remove_reader(self._listening.sock)
-                self._pause = self._loop.call_later(ACCEPT_PAUSE, self._accept_again)
+            except OSError as error:
+                self._accept_later(error)
                 return
+            self._accept_fails = False
             self._take(sock)
+
+    def _accept_later(self, error: OSError) -> None:
+        """The connection stays in the kernel's queue until descriptors are free again."""
+        if not self._accept_fails:
+            self._accept_fails = True
+            logger.error("%s: cannot accept, and tries again until it can: %s", self.address, error)
+        self._loop.remove_reader(self._listening.sock)
+        self._pause = self._loop.call_later(ACCEPT_PAUSE, self._accept_again)
 
     def _accept_again(self) -> None:
         self._pause = None
         self._loop.add_reader(self._listening.sock, self._accept)
 
     def _take(self, sock: socket.socket) -> None:
-        if len(self._sessions) + len(self._opening) >= self._max_sessions:
-            reason = (
-                f"{self._max_sessions} sessions are open here; Limits.max_sessions allows no more"
-            )
-            logger.warning("%s: a connection was refused: %s", self.address, reason)
-            goodbye = encode_goodbye(GoodbyeCode.OVERLOADED, reason)
-            with sock:
-                sock.setblocking(False)
+        refusal = self._refusal(sock)
+        if refusal is not None:
+            logger.warning("%s: a connection was refused: %s", self.address, refusal[1])
+            self._refuse(sock, *refusal)
+            return
+        self._in_handshake.add(sock)
+        self._start(self._serve(sock))
+
+    def _refusal(self, sock: socket.socket) -> tuple[GoodbyeCode, str] | None:
+        """Why a connection is not taken, if it is not."""
+        if len(self._sessions) + len(self._in_handshake) >= self._max_sessions:
+            reason = f"Limits.max_sessions, which is {self._max_sessions}, allows no more sessions"
+            return GoodbyeCode.OVERLOADED, reason
+        if self._users is not None:
+            credentials = peer_credentials(sock)
+            if credentials is None or credentials.uid not in self._users:
+                who = f"user {credentials.uid}" if credentials is not None else "an unknown user"
+                return GoodbyeCode.AUTHENTICATION, f"{who} may not connect; users= admits others"
+        return None
+
+    def _refuse(self, sock: socket.socket, code: GoodbyeCode, reason: str) -> None:
+        """Tell the other side, unless it speaks TLS, and hang up."""
+        goodbye = encode_goodbye(code, reason)
+        with sock:
+            sock.setblocking(False)
+            if self._tls is None:
                 try:
                     sock.send(frame_header(len(goodbye)) + goodbye)
                 except OSError as error:
                     logger.debug("%s: it could not be told: %s", self.address, error)
-            return
-        task = self._loop.create_task(self._open(sock))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
 
-    async def _open(self, sock: socket.socket) -> None:
+    async def _serve(self, sock: socket.socket) -> None:
+        """A connection from its first byte on, until it is a session, or none."""
         try:
-            if self._tls is None:
-                transport: Transport = SocketTransport(
-                    sock, description=f"{self.address} (accepted)"
-                )
-            else:
-                transport = await accept_tls(
-                    sock, self._tls, handshake_timeout=self._handshake_timeout
-                )
-        except (OSError, ssl.SSLError, TimeoutError) as error:
-            logger.warning("%s: a connection failed: %s", self.address, error)
-            return
-        if not self._is_welcome(transport):
-            transport.close()
-            return
-        session = self._make_session(transport)
-        try:
-            await session.start()
-        except IPCError as error:
+            transport = await self._secure(sock)
+            await self._open_session(transport, partial(self._present, sock))
+        except (IPCError, OSError) as error:
             logger.warning("%s: no session came of a connection: %s", self.address, error)
-            return
+        except Exception:
+            logger.exception("%s: no session came of a connection", self.address)
+        finally:
+            self._in_handshake.discard(sock)
+
+    async def _secure(self, sock: socket.socket) -> Transport:
+        if self._tls is not None:
+            timeout = self._handshake_timeout
+            return await accept_tls(sock, self._tls, handshake_timeout=timeout)
+        try:
+            return SocketTransport(sock, description=f"{self.address} (accepted)")
+        except BaseException:
+            sock.close()
+            raise
+
+    def _present(self, sock: socket.socket, session: Session) -> None:
+        """The session stands: show it to its owner before its first message is served."""
+        self._in_handshake.discard(sock)
         self._sessions.add(session)
         session.on_close(lambda _: self._sessions.discard(session))
-        if self._on_session is not None:
-            self._on_session(session)
+        if self._on_session is None or self._closing is not None:
+            return
+        try:
+            result = self._on_session(session)
+        except Exception:
+            logger.exception(ON_SESSION_FAILED, self.address)
+            self._start(session.aclose())
+        else:
+            if inspect.isawaitable(result):
+                self._start(self._finish_presenting(session, result))
 
-    def _is_welcome(self, transport: Transport) -> bool:
-        if isinstance(self._address, TcpAddress) or self._users == "any":
-            return True
-        allowed = (os.geteuid(),) if self._users == "same" else self._users
-        credentials = transport.credentials
-        if credentials is not None and credentials.uid in allowed:
-            return True
-        who = f"user {credentials.uid}" if credentials is not None else "an unknown user"
-        logger.warning("%s: refused a connection of %s; users= admits others", self.address, who)
-        return False
+    async def _finish_presenting(self, session: Session, result: Awaitable[object]) -> None:
+        try:
+            await result
+        except Exception as error:
+            if isinstance(error, SessionClosed) and session.closed:
+                return  # it ended on its own meanwhile
+            logger.exception(ON_SESSION_FAILED, self.address)
+            await session.aclose()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -3,12 +3,12 @@
 Layer 3, inside the peer. Below: process, transport.
 """
 
+import fcntl
 import os
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from asyncipc.process.child import ChildProcess, start_child
 from asyncipc.process.stderr import StderrCapture, StderrMode
@@ -22,8 +22,7 @@ __all__ = ["Channel", "Spawned", "spawn_child"]
 Channel: TypeAlias = Literal["stdio", "socketpair"]
 
 
-@dataclass(frozen=True, slots=True)
-class Spawned:
+class Spawned(NamedTuple):
     """A child that runs, and the way to it."""
 
     process: ChildProcess
@@ -54,6 +53,9 @@ def spawn_child(
     return Spawned(process, capture, transport)
 
 
+# Our end of the channel is made before the child is started: what can fail fails without a child.
+
+
 def _start_over_stdio(
     argv: Sequence[str | os.PathLike[str]],
     env: Mapping[str, str] | None,
@@ -61,19 +63,26 @@ def _start_over_stdio(
     stderr: int | None,
 ) -> tuple[ChildProcess, Transport]:
     child_input, our_output = os.pipe()
-    our_input, child_output = os.pipe()
     try:
-        process = start_child(
-            argv, env=env, cwd=cwd, stdin=child_input, stdout=child_output, stderr=stderr
-        )
+        our_input, child_output = os.pipe()
     except BaseException:
+        os.close(child_input)
         os.close(our_output)
-        os.close(our_input)
         raise
+    try:
+        transport = PipeTransport(our_input, our_output, description="child")
+        try:
+            process = start_child(
+                argv, env=env, cwd=cwd, stdin=child_input, stdout=child_output, stderr=stderr
+            )
+        except BaseException:
+            transport.close()
+            raise
     finally:
         os.close(child_input)
         os.close(child_output)
-    return process, PipeTransport(our_input, our_output, description=f"pid {process.pid}")
+    transport.description = f"pid {process.pid}"
+    return process, transport
 
 
 def _start_over_socketpair(
@@ -84,18 +93,33 @@ def _start_over_socketpair(
 ) -> tuple[ChildProcess, Transport]:
     ours, theirs = socket.socketpair()
     with theirs:
-        number = theirs.fileno()
-        environment = {**(os.environ if env is None else env), CHANNEL_VARIABLE: str(number)}
+        transport = SocketTransport(ours, description="child")
         try:
-            process = start_child(
-                argv,
-                env=environment,
-                cwd=cwd,
-                pass_fds=(number,),
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-            )
+            process = _start_with_socket(argv, env, cwd, stderr, theirs)
         except BaseException:
-            ours.close()
+            transport.close()
             raise
-    return process, SocketTransport(ours, description=f"pid {process.pid}")
+    transport.description = f"pid {process.pid}"
+    return process, transport
+
+
+def _start_with_socket(
+    argv: Sequence[str | os.PathLike[str]],
+    env: Mapping[str, str] | None,
+    cwd: str | os.PathLike[str] | None,
+    stderr: int | None,
+    sock: socket.socket,
+) -> ChildProcess:
+    # Not below 3, where the child's standard streams would take its place.
+    number = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        return start_child(
+            argv,
+            env={**(os.environ if env is None else env), CHANNEL_VARIABLE: str(number)},
+            cwd=cwd,
+            pass_fds=(number,),
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+    finally:
+        os.close(number)

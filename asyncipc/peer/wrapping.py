@@ -6,6 +6,8 @@ Layer 3, inside the peer. Below: transport.
 import asyncio
 import os
 import socket
+import ssl
+import stat
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import anyio.abc
@@ -19,18 +21,21 @@ __all__ = ["Readable", "Writable", "wrap_streams"]
 
 
 @runtime_checkable
-class HasFileno(Protocol):
+class HasDescriptor(Protocol):
     """Files, pipe ends, ``multiprocessing`` connections."""
 
     def fileno(self) -> int:
         """The descriptor behind the object."""
 
+    def close(self) -> object:
+        """Flush what was written to the object, and close the descriptor."""
+
 
 Readable: TypeAlias = (
-    asyncio.StreamReader | anyio.abc.ByteReceiveStream | socket.socket | HasFileno | int
+    asyncio.StreamReader | anyio.abc.ByteReceiveStream | socket.socket | HasDescriptor | int
 )
 Writable: TypeAlias = (
-    asyncio.StreamWriter | anyio.abc.ByteSendStream | socket.socket | HasFileno | int
+    asyncio.StreamWriter | anyio.abc.ByteSendStream | socket.socket | HasDescriptor | int
 )
 
 
@@ -38,6 +43,7 @@ def wrap_streams(reader: Readable, writer: Writable | None) -> Transport:
     """A transport over what the user has; see `asyncipc.Peer.wrap`.
 
     :raises TypeError: the two do not make a pair of byte streams
+    :raises OSError: a descriptor is not open
     """
     if isinstance(reader, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter):
         return StreamTransport.from_asyncio(reader, writer)
@@ -45,8 +51,6 @@ def wrap_streams(reader: Readable, writer: Writable | None) -> Transport:
         sender: Any = reader if writer is None else writer
         if isinstance(sender, anyio.abc.ByteSendStream):
             return StreamTransport.from_anyio(reader, sender)
-    if isinstance(reader, socket.socket) and (writer is None or writer is reader):
-        return SocketTransport(reader, description=f"socket {reader.fileno()}")
     if _has_descriptor(reader) and (writer is None or _has_descriptor(writer)):
         return _wrap_descriptors(reader, reader if writer is None else writer)
     raise TypeError(
@@ -59,14 +63,45 @@ def wrap_streams(reader: Readable, writer: Writable | None) -> Transport:
 def _has_descriptor(thing: object) -> bool:
     if isinstance(thing, bool):
         return False
-    return isinstance(thing, int | HasFileno)
+    return isinstance(thing, int | HasDescriptor)
 
 
 def _wrap_descriptors(reader: Any, writer: Any) -> Transport:
-    """An int is taken over as it is; of an object that owns its descriptor, a copy."""
-    read_fd = reader if isinstance(reader, int) else os.dup(reader.fileno())
-    if writer is reader:
-        write_fd = read_fd if isinstance(reader, int) else os.dup(read_fd)
+    """Numbers and sockets are taken over as they are, of other objects a copy."""
+    # What can be wrong is found out before anything is taken.
+    are_sockets = [_is_stream_socket(thing) for thing in (reader, writer)]
+    if _number(reader) != _number(writer):
+        read_fd, write_fd = _take(reader), _take(writer)
+    elif all(are_sockets):
+        sock = reader if isinstance(reader, socket.socket) else socket.socket(fileno=_take(reader))
+        return SocketTransport(sock, description=f"socket {sock.fileno()}")
     else:
-        write_fd = writer if isinstance(writer, int) else os.dup(writer.fileno())
+        read_fd = write_fd = _take(reader)
     return PipeTransport(read_fd, write_fd, description=f"descriptors {read_fd} and {write_fd}")
+
+
+def _number(thing: Any) -> int:
+    number: int = thing if isinstance(thing, int) else thing.fileno()
+    return number
+
+
+def _take(thing: Any) -> int:
+    """The descriptor, which the object that it stood behind has no longer."""
+    if isinstance(thing, int):
+        return thing
+    fd = os.dup(thing.fileno())
+    thing.close()
+    return fd
+
+
+def _is_stream_socket(thing: Any) -> bool:
+    """:raises TypeError: it is a socket of another kind"""
+    if isinstance(thing, ssl.SSLSocket):
+        raise TypeError("expected a plain socket; asyncio's and anyio's streams can have TLS")
+    fd = _number(thing)
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.type != socket.SOCK_STREAM:
+            raise TypeError(f"expected a stream socket, got one of type {sock.type.name}")
+    return True

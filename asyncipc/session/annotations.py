@@ -12,7 +12,17 @@ import sys
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Final, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    NewType,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from asyncipc.session.context import Call
 from asyncipc.wire.types import check_annotation, wire_name
@@ -71,7 +81,7 @@ def resolve(function: Callable[..., Any], signature: Signature) -> dict[str, Any
         holder = SimpleNamespace(__annotations__={name: parameter.annotation})
         try:
             hints = get_type_hints(holder, names, type_parameters, include_extras=True)
-        except Exception as error:  # evaluating text can raise anything
+        except Exception as error:  # noqa: BLE001 - evaluating text can raise anything
             raise TypeError(
                 f"parameter {name!r}: annotation {describe(parameter.annotation)} cannot be "
                 f"resolved ({error}); its names must exist in the module at run time, not for "
@@ -150,7 +160,7 @@ def _with_messages_by_class(annotation: Any) -> Any:
         one_of = _OneOf(" | ".join(map(describe, choices)), (), {"choices": tuple(choices)})
         return one_of | None if len(choices) < len(_choices(annotation)) else one_of
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if not isinstance(origin, type) or origin is UnionType:
+    if not isinstance(origin, type) or origin in (UnionType, Annotated):
         return None
     replaced = tuple(each if each is Ellipsis else checkable(each) for each in arguments)
     return origin[replaced] if replaced != arguments else None  # type: ignore[index]

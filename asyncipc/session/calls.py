@@ -3,21 +3,22 @@
 Every call is registered before it is sent, and ends exactly once for its caller: with the answer,
 a fault, its timeout, its cancellation, or the end of the session. On the wire it ends with the
 other side's terminal message; until that comes its slot stays taken, also when the caller has
-long gone (``future.done()`` tells).
+long gone.
 
 Layer 2, inside the session. Below: wire.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from asyncipc.config import Limits
 from asyncipc.errors import (
     CallDepthExceeded,
+    FaultCode,
     IPCError,
+    LocalProtocolError,
     RemoteProtocolError,
     RequestRefused,
     RequestTimeout,
@@ -33,6 +34,7 @@ from asyncipc.session.params import (
     normalize,
 )
 from asyncipc.session.progress import OnProgress, ProgressRelay
+from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import BrokenMessage, Codec
 from asyncipc.wire.messages import CANCEL, REQUEST, check_fields
@@ -40,23 +42,16 @@ from asyncipc.wire.messages import CANCEL, REQUEST, check_fields
 __all__ = ["Calls"]
 
 
-@dataclass(slots=True)
-class CallCounts:
-    """Counters of the outgoing side."""
-
-    requests: int = 0
-    timeouts: int = 0
-    cancelled: int = 0
-    late_replies: int = 0
-
-
 class Calls:
     """The calls of one session that this side makes.
 
     :param session: used to recognise calls made while one of this very session is being served
-    :param timeout: seconds; the peer's default, None for none
-    :param request_ids: makes ids for logs and traces; they travel as metadata
-    :param ended: says why nothing can be sent any more, or None
+    :param ended: says why no more calls are accepted
+    :ivar pending: those not ended on the wire, by the id that the answer will carry
+    :ivar requests: how many were sent; of these ...
+    :ivar timeouts: ... were not answered in time
+    :ivar cancelled: ... were given up while they were being served
+    :ivar late_replies: answers that came when nobody waited any longer
     """
 
     __slots__ = (
@@ -77,8 +72,11 @@ class Calls:
         "_session",
         "_timeout",
         "_unsent",
-        "counts",
+        "cancelled",
+        "late_replies",
         "pending",
+        "requests",
+        "timeouts",
     )
 
     def __init__(
@@ -86,21 +84,19 @@ class Calls:
         loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
         session: object,
-        *,
-        limits: Limits,
-        timeout: float | None,
-        request_ids: Callable[[], object] | None,
-        ended: Callable[[], IPCError | None],
+        settings: SessionSettings,
+        ended: Callable[[], IPCError],
     ) -> None:
         self._loop = loop
         self._outbox = outbox
         self._session = session
-        self._limits = limits
-        self._timeout = timeout
-        self._request_ids = request_ids
+        self._limits = settings.limits
+        self._timeout = check_timeout(settings.timeout)
+        self._request_ids = settings.request_ids
         self._ended = ended
         self._create_future = loop.create_future
-        self.pending: dict[int, asyncio.Future[Any]] = {}  # by the id that the answer carries
+        # By the id that the answer carries; None where nobody waits for it any longer.
+        self.pending: dict[int, asyncio.Future[Any] | None] = {}
         self._next_id = 0
         self._deadlines = Deadlines(loop, self.pending, self._expire)
         self._progress: dict[int, Callable[[Progress], None]] = {}
@@ -109,7 +105,10 @@ class Calls:
         self._gates: dict[int, Gate] = {}  # of nested calls only, by depth
         self._max_requests = 0
         self._request_gate = Gate(loop, self._has_slot)
-        self.counts = CallCounts()
+        self.requests = 0
+        self.timeouts = 0
+        self.cancelled = 0
+        self.late_replies = 0
 
     def open(self, codec: Codec, max_requests: int) -> None:
         """Begin to send, within what the other side allows."""
@@ -134,7 +133,7 @@ class Calls:
             inherits = True
         else:
             inherits = timeout is not None
-            check_timeout(timeout)
+            timeout = check_timeout(timeout)
         parent = serving.get()
         if parent is not None or metadata is not None or self._request_ids is not None:
             timeout, depth, extra = self._inherit(parent, inherits, timeout, metadata)
@@ -145,22 +144,22 @@ class Calls:
         outbox = self._outbox
         if (
             depth
-            or self._request_gate
+            or self._request_gate.waiting
             or len(pending) >= self._max_requests
-            or outbox.size >= self._limits.outbox
+            or outbox.size >= outbox.limit
         ):
             gate, timeout = await self._wait_for_slot(method, depth, timeout)
         try:
-            error = self._ended()
-            if error is not None:
-                raise error
+            if not outbox.accepts_calls:
+                raise self._ended()
             wire_id = self._next_id + 2
             message = [REQUEST, wire_id, method, params, timeout]
             if extra is not None:
                 message.append(extra)
             attachments: list[Buffer] = []
             data = self._encode(message, attachments)
-            if attachments or len(data) > outbox.inline_size:
+            is_large = attachments or len(data) > outbox.inline_size
+            if is_large:
                 outbox.check_size(data, attachments)
             alone = not pending
             answer_id = wire_id + 1
@@ -168,16 +167,14 @@ class Calls:
             self._next_id = wire_id
             if depth:
                 self._depths[answer_id] = depth
-            if attachments or len(data) > outbox.inline_size:
+            if is_large:
                 self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
-            elif alone:
-                outbox.put_now(data, 0)
-            elif outbox.put(data, 0):
+            elif outbox.put_now(data, 0) if alone else outbox.put(data, 0):
                 self._unsent[answer_id] = data
         finally:
             if gate is not None:
                 gate.passed()
-        self.counts.requests += 1
+        self.requests += 1
         if timeout is not None:
             self._deadlines.add(answer_id, monotonic() + timeout, method, timeout)
         if on_progress is not None:
@@ -194,26 +191,23 @@ class Calls:
             check_fields(message)
         answer_id = message[1]
         future = self.pending.pop(answer_id, None)
-        if future is None:
-            self.counts.late_replies += 1
-            return
-        if not future.done():
-            if message.__class__ is BrokenMessage:
-                future.set_exception(message.error)
-            else:
-                future.set_result(message[2])
-        if self._unsent or self._depths or self._request_gate:
+        if future is None or future.done():
+            self.late_replies += 1
+        elif message.__class__ is BrokenMessage:
+            future.set_exception(message.error)
+        else:
+            future.set_result(message[2])
+        if self._unsent or self._depths or self._request_gate.waiting:
             self._release(answer_id)
 
     def failed(self, message: list[Any]) -> None:
         """A fault came."""
         answer_id = message[1]
         future = self.pending.pop(answer_id, None)
-        if future is None:
-            self.counts.late_replies += 1
-            return
-        if not future.done():
+        if future is not None and not future.done():
             future.set_exception(exception_of(message))
+        elif message[2] != FaultCode.CANCELLED:  # as a cancel is to be answered
+            self.late_replies += 1
         self._release(answer_id)
 
     def progressed(self, message: list[Any]) -> None:
@@ -227,11 +221,15 @@ class Calls:
         """The other side says goodbye: it does not start what came after ``last_id``."""
         for answer_id in [key for key in self.pending if key > last_id + 1]:
             future = self.pending.pop(answer_id)
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(
                     RequestRefused("the other side closed the session before it took the request")
                 )
+            unsent = self._unsent.pop(answer_id, None)
+            if unsent is not None:
+                self._outbox.retract(unsent, 0)
             self._release(answer_id)
+        self.fail_waiting(self._ended)
 
     def _inherit(
         self,
@@ -242,14 +240,20 @@ class Calls:
     ) -> tuple[float | None, int, dict[str, Any] | None]:
         """What a call takes over from the one it is made for: remaining time and depth."""
         extra = dict(metadata) if metadata is not None else {}
-        if self._request_ids is not None:
-            extra.setdefault("request_id", self._request_ids())
+        if "depth" in extra:
+            raise ValueError("the metadata key 'depth' is the library's own; take another name")
+        if self._request_ids is not None and "request_id" not in extra:
+            try:
+                extra["request_id"] = self._request_ids()
+            except StopIteration:
+                raise LocalProtocolError("the peer's request_ids have come to their end") from None
         depth = 0
-        if parent is not None:
+        # What outlives the call it was started for is a call's work no longer.
+        if parent is not None and not parent.finished:
             remaining = parent.remaining
             if inherits and remaining is not None:
                 timeout = remaining if timeout is None else min(timeout, remaining)
-            if parent.session is self._session and not parent.finished:
+            if parent.session is self._session:
                 depth = parent.depth + 1
                 if depth > self._limits.max_depth:
                     raise CallDepthExceeded(
@@ -259,27 +263,27 @@ class Calls:
                 extra["depth"] = depth
         return timeout, depth, extra or None
 
-    def _has_slot(self) -> bool:
-        return self._slot_at(0)
+    def _has_slot(self, passing: int) -> bool:
+        return self._slot_at(0, passing)
 
-    def _slot_at(self, depth: int) -> bool:
+    def _slot_at(self, depth: int, passing: int = 0) -> bool:
         """Each depth has `max_requests` slots of its own, so that nested calls cannot deadlock."""
         depths = self._depths.values()
         used = sum(1 for at in depths if at == depth) if depth else len(self.pending) - len(depths)
-        return used < self._max_requests and not self._outbox.full
+        return used + passing < self._max_requests and not self._outbox.full
 
     async def _wait_for_slot(
         self, method: str, depth: int, timeout: float | None
     ) -> tuple[Gate | None, float | None]:
         gate = self._request_gate
         if depth:
-            gate = self._gates.get(depth) or Gate(self._loop, lambda: self._slot_at(depth))
+            gate = self._gates.get(depth) or Gate(self._loop, partial(self._slot_at, depth))
             self._gates[depth] = gate
-        if not gate and self._slot_at(depth):
+        if not gate.waiting and self._slot_at(depth):
             return None, timeout
-        if len(gate) >= self._limits.max_queued:
+        if gate.waiting >= self._limits.max_queued:
             raise RequestRefused(
-                f"{len(gate)} calls wait for one of the other side's {self._max_requests} slots "
+                f"{gate.waiting} calls wait for one of the other side's {self._max_requests} slots "
                 f"already; Limits.max_queued is {self._limits.max_queued}"
             )
         started = monotonic()
@@ -287,7 +291,7 @@ class Calls:
             async with asyncio.timeout(timeout):
                 await gate.enter()
         except TimeoutError as error:
-            self.counts.timeouts += 1
+            self.timeouts += 1
             raise _timed_out(method, timeout, ", all of it spent waiting to be sent") from error
         if timeout is not None:
             timeout = max(0.0, timeout - (monotonic() - started))
@@ -308,21 +312,22 @@ class Calls:
 
     def _expire(self, answer_id: int, method: str, timeout: float) -> None:
         future = self.pending[answer_id]
-        if not future.done():
-            self.counts.timeouts += 1
+        if future is not None and not future.done():
+            self.timeouts += 1
             future.set_exception(_timed_out(method, timeout))
             self._abandon(answer_id)
 
     def _abandon(self, answer_id: int) -> None:
         """The caller waits no longer: stop the work on the other side."""
-        if answer_id not in self.pending:
-            return
+        if self.pending.get(answer_id) is None:
+            return  # it has ended, or was given up before
         unsent = self._unsent.pop(answer_id, None)
         if unsent is not None and self._outbox.retract(unsent, 0):
             del self.pending[answer_id]  # it never arrived, so no answer will come
             self._release(answer_id)
             return
-        self.counts.cancelled += 1
+        self.pending[answer_id] = None
+        self.cancelled += 1
         self._outbox.put(self._encode([CANCEL, answer_id - 1], []))
 
     def _release(self, answer_id: int) -> None:
@@ -330,7 +335,7 @@ class Calls:
         self._unsent.pop(answer_id, None)
         depth = self._depths.pop(answer_id, 0)
         gate = self._gates.get(depth) if depth else self._request_gate
-        if gate:
+        if gate is not None and gate.waiting:
             gate.update()
 
     def not_understood(self, answer_id: int, kind: int) -> None:
@@ -347,17 +352,17 @@ class Calls:
     def abandon_all(self, make_error: Callable[[], Exception]) -> None:
         """This side is closing: nobody waits for an answer any longer."""
         for answer_id, future in list(self.pending.items()):
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(make_error())
                 self._abandon(answer_id)
-        self._fail_gates(make_error)
+        self.fail_waiting(make_error)
 
     # -- the session -----------------------------------------------------------------------
 
     @property
     def queued(self) -> int:
         """Calls that wait for a slot or for room in the outbox."""
-        return len(self._request_gate) + sum(map(len, self._gates.values()))
+        return sum(gate.waiting for gate in (self._request_gate, *self._gates.values()))
 
     def update_gates(self) -> None:
         """There is room in the outbox again."""
@@ -373,11 +378,12 @@ class Calls:
         self._unsent.clear()
         self._depths.clear()
         for future in pending:
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(make_error())
-        self._fail_gates(make_error)
+        self.fail_waiting(make_error)
 
-    def _fail_gates(self, make_error: Callable[[], Exception]) -> None:
+    def fail_waiting(self, make_error: Callable[[], Exception]) -> None:
+        """Calls that wait to be sent will not be."""
         for gate in (self._request_gate, *self._gates.values()):
             gate.fail(make_error)
 

@@ -72,19 +72,14 @@ class Call:
     :ivar depth: how many calls of this session are being served around this one, 0 for none
     """
 
-    __slots__ = (
-        "_owner",
-        "cancelled",
-        "deadline",
-        "depth",
-        "finished",
-        "in_thread",
-        "metadata",
-        "method",
-        "started",
-        "task",
-        "wire_id",
-    )
+    # Defaults stand on the class, because a call is made for every request and most are never
+    # touched.
+    cancelled = False
+    depth = 0
+    finished = False  # the answer is on its way; nothing may follow it
+    started = False  # its task has made its first step
+    in_thread = False  # it runs where it can't be interrupted
+    task: asyncio.Future[Any] | None = None
 
     def __init__(
         self,
@@ -99,12 +94,6 @@ class Call:
         self.method = method
         self.deadline = deadline
         self.metadata = metadata
-        self.cancelled = False
-        self.depth = 0
-        self.finished = False  # the answer is on its way; nothing may follow it
-        self.started = False  # its task has made its first step
-        self.in_thread = False  # it runs where it can't be interrupted
-        self.task: asyncio.Future[Any] | None = None
 
     @property
     def session(self) -> Any:
@@ -169,12 +158,11 @@ def progress(done: float, total: float | None = None, message: str | None = None
     current_call().report(done, total, message)
 
 
-def _checked_progress(done: float, total: float | None, message: str | None) -> Progress:
-    for name, value in (("done", done), ("total", total)):
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise TypeError(f"progress() {name} must be a number, not {value!r:.60}")
-    if done is None:
-        raise TypeError("progress() done must be a number, not None")
+def _checked_progress(done: object, total: object, message: object) -> Progress:
+    if isinstance(done, bool) or not isinstance(done, int | float):
+        raise TypeError(f"progress() done must be a number, not {done!r:.60}")
+    if isinstance(total, bool) or not isinstance(total, int | float | None):
+        raise TypeError(f"progress() total must be a number or None, not {total!r:.60}")
     if not isinstance(message, str | None):
-        raise TypeError(f"progress() message must be a string, not {message!r:.60}")
+        raise TypeError(f"progress() message must be a string or None, not {message!r:.60}")
     return Progress(done, total, message)

@@ -13,10 +13,8 @@ import logging
 import threading
 from collections.abc import Collection
 from contextvars import Context
-from dataclasses import dataclass
 from typing import Any
 
-from asyncipc.config import Limits
 from asyncipc.errors import (
     CallDepthExceeded,
     EncodeError,
@@ -31,6 +29,7 @@ from asyncipc.session.execution import run_handlers, start_task
 from asyncipc.session.faults import describe_exception
 from asyncipc.session.handlers import Handler, HandlerChain
 from asyncipc.session.outbox import Outbox, Transfer
+from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import BrokenMessage, Codec
 from asyncipc.wire.messages import FAULT, PROGRESS, REPLY, check_fields
@@ -41,37 +40,32 @@ __all__ = ["Dispatch"]
 logger = logging.getLogger("asyncipc")
 
 
-@dataclass(slots=True)
-class DispatchCounts:
-    """Counters of the incoming side."""
-
-    requests: int = 0
-    faults: int = 0
-    refused: int = 0
-
-
 class Dispatch:
     """The calls of one session that the other side makes.
 
-    :param tracebacks: send tracebacks to the caller
+    :ivar running: the calls being served in tasks and threads, by their id
+    :ivar requests: how many were started; ``refused``: how many were not
+    :ivar faults: how many ended in a fault
     """
 
     __slots__ = (
         "_codec",
-        "_handlers",
+        "_handlers_of",
         "_held_progress",
         "_idle",
-        "_limits",
+        "_max_requests",
         "_outbox",
         "_replies",
         "_room",
         "_tracebacks",
         "also_running",
-        "counts",
+        "faults",
         "last_accepted",
         "loop",
         "now",
         "refusal",
+        "refused",
+        "requests",
         "running",
         "session",
         "thread_id",
@@ -83,17 +77,15 @@ class Dispatch:
         outbox: Outbox,
         session: Any,
         handlers: HandlerChain,
-        *,
-        limits: Limits,
-        tracebacks: bool,
+        settings: SessionSettings,
     ) -> None:
         self.loop = loop
         self.session = session
         self.thread_id = threading.get_ident()
         self._outbox = outbox
-        self._handlers = handlers
-        self._limits = limits
-        self._tracebacks = tracebacks
+        self._handlers_of = handlers.for_request
+        self._max_requests = settings.limits.max_requests
+        self._tracebacks = settings.tracebacks
         self.running: dict[int, Call] = {}
         self.also_running: Collection[Call] = ()  # notifications
         self.last_accepted = 0
@@ -103,7 +95,9 @@ class Dispatch:
         self._held_progress: dict[int, Progress] = {}
         self._room: list[asyncio.Future[None]] = []
         self._idle: asyncio.Future[None] | None = None
-        self.counts = DispatchCounts()
+        self.requests = 0
+        self.refused = 0
+        self.faults = 0
 
     def open(self, codec: Codec) -> None:
         """Begin to answer."""
@@ -113,10 +107,14 @@ class Dispatch:
 
     def request(self, message: list[Any]) -> None:
         """A request came."""
-        if len(message) != 5 or message[1].__class__ is not int or message[2].__class__ is not str:
+        if len(message) == 5:
+            _, wire_id, method, params, timeout = message
+            metadata = None
+        else:
             check_fields(message)
-            message = [*message, None, None, None][: max(5, min(6, len(message)))]
-        wire_id, method, params, timeout = message[1:5]
+            _, wire_id, method, params, timeout, metadata = [*message, None, None, None][:6]
+        if wire_id.__class__ is not int or method.__class__ is not str:
+            check_fields(message)
         if wire_id & 1 or wire_id <= self.last_accepted:
             raise RemoteProtocolError(
                 f"the other side sent a request with the id {wire_id} after {self.last_accepted}; "
@@ -126,19 +124,19 @@ class Dispatch:
             if timeout.__class__ is not float and timeout.__class__ is not int:
                 check_fields(message)
             timeout += self.now
-        metadata = message[5] if len(message) > 5 else None
-        call = Call(self, wire_id, method, timeout, metadata if metadata is not None else {})
-        if metadata is not None and "depth" in metadata:
+        call = Call(self, wire_id, method, timeout, {} if metadata is None else metadata)
+        if metadata and "depth" in metadata:
             self._take_depth(call)
-        if self.refusal is not None or len(self.running) >= self._limits.max_requests:
-            if not self._accepts(call):
-                return
+        if (
+            self.refusal is not None or len(self.running) >= self._max_requests
+        ) and not self._accepts(call):
+            return
         self.last_accepted = wire_id
-        self.counts.requests += 1
+        self.requests += 1
         if message.__class__ is BrokenMessage:
             self.send_fault(wire_id, FaultCode.INVALID_PARAMS, str(message.error))
             return
-        handlers = self._handlers.for_request(method)
+        handlers = self._handlers_of(method)
         if not handlers:
             self._fail(call, _not_found(method))
         elif handlers[0].is_inline:
@@ -166,18 +164,12 @@ class Dispatch:
     def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         serving.set(call)
         try:
-            result = NotImplemented
-            for position, handler in enumerate(handlers):
-                if not handler.is_inline:
-                    # A handler that takes time stands behind one that passed the request on.
-                    self.running[call.wire_id] = call
-                    start_task(self.loop, call, self._serve(call, handlers[position:], params))
-                    return
-                result = handler.invoke(params, call)
-                if result is not NotImplemented:
-                    break
-            else:
-                raise _not_found(call.method)
+            result = handlers[0].invoke(params, call)
+            if result is NotImplemented:
+                # Those behind it may take time.
+                self.running[call.wire_id] = call
+                start_task(self.loop, call, self._serve(call, handlers[1:], params))
+                return
         except BaseException as error:  # noqa: BLE001 - SystemExit is the caller's news, not ours
             self._fail(call, error)
             return
@@ -207,15 +199,14 @@ class Dispatch:
         """Whether one more request may start; if not, it is refused."""
         if self.refusal is None:
             at_depth = sum(1 for running in self.running.values() if running.depth == call.depth)
-            if at_depth < self._limits.max_requests:
+            if at_depth < self._max_requests:
                 return True
             reason = (
-                f"{at_depth} requests are being served; Limits.max_requests is "
-                f"{self._limits.max_requests}"
+                f"{at_depth} requests are being served; Limits.max_requests is {self._max_requests}"
             )
         else:
             reason = self.refusal
-        self.counts.refused += 1
+        self.refused += 1
         self.send_fault(call.wire_id, FaultCode.REFUSED, reason)
         return False
 
@@ -289,7 +280,7 @@ class Dispatch:
         attachments: list[Buffer] = []
         data = self._codec.encode([FAULT, wire_id + 1, int(code), message, details], attachments)
         if code != FaultCode.REFUSED:
-            self.counts.faults += 1
+            self.faults += 1
         if attachments or len(data) > self._outbox.inline_size:
             self._outbox.put_large([data, *attachments], wire_id + 1)
         else:

@@ -36,6 +36,8 @@ def start_task(
 async def run_handlers(handlers: tuple[Handler, ...], params: Any, call: Call) -> Any:
     """Ask one handler after the other; ``NotImplemented`` when none takes the call."""
     for handler in handlers:
+        if call.cancelled:
+            raise asyncio.CancelledError  # while a thread passed the call on
         if handler.thread:
             result = await _in_thread(handler, params, call)
         else:
@@ -51,10 +53,22 @@ async def _in_thread(handler: Handler, params: Any, call: Call) -> Any:
     """Run a handler in a thread, which can't be interrupted, only told: `Call.cancelled`.
 
     So cancelling leaves the task alone while the thread runs: the call has ended, and its slot is
-    free, only when its work has.
+    free, only when its work has. One that still waits for a thread never starts.
     """
-    call.in_thread = True
+
+    def run() -> Any:
+        # First the one, then the other, and the reverse where a call is cancelled: so a cancel
+        # that does not see the thread at work is seen by it.
+        call.in_thread = True
+        if call.cancelled:
+            raise asyncio.CancelledError
+        try:
+            return handler.invoke(params, call)
+        except StopIteration as error:
+            # As a coroutine does. A future cannot carry it: whoever waits would wait for ever.
+            raise RuntimeError("the handler raised StopIteration") from error
+
     try:
-        return await asyncio.to_thread(handler.invoke, params, call)
+        return await asyncio.to_thread(run)
     finally:
         call.in_thread = False

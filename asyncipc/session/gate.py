@@ -20,22 +20,19 @@ BATCH = 16
 class Gate:
     """A line of senders in front of a condition.
 
-    :param is_open: says whether one more may pass
+    :param is_open: says whether one more may pass, beside so many who were let in and have not
+        sent yet
+    :ivar waiting: how many wait, or were let in and have not sent yet
     """
 
-    __slots__ = ("_is_open", "_line", "_loop", "_passing")
+    __slots__ = ("_is_open", "_line", "_loop", "_passing", "waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, is_open: Callable[[], bool]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_open: Callable[[int], bool]) -> None:
         self._loop = loop
         self._is_open = is_open
         self._line: deque[asyncio.Future[None]] | None = None  # made when somebody has to wait
         self._passing = 0
-
-    def __len__(self) -> int:
-        return (len(self._line) if self._line else 0) + self._passing
-
-    def __bool__(self) -> bool:
-        return bool(self._line or self._passing)
+        self.waiting = 0
 
     async def enter(self) -> None:
         """Wait for one's turn. Whoever got through calls `passed` when it has sent.
@@ -46,6 +43,7 @@ class Gate:
         if self._line is None:
             self._line = deque()
         self._line.append(place)
+        self.waiting += 1
         try:
             await place
         except asyncio.CancelledError:
@@ -53,18 +51,22 @@ class Gate:
                 self.passed()  # let in and cancelled in the same turn: the next may go instead
             elif place in self._line:
                 self._line.remove(place)
+                self.waiting -= 1
             raise
 
     def passed(self) -> None:
         """One who was let in has sent, or will not."""
         self._passing -= 1
+        self.waiting -= 1
         self.update()
 
     def update(self) -> None:
         """Something changed: let in who may."""
-        while self._line and self._passing < BATCH and self._is_open():
+        while self._line and self._passing < BATCH and self._is_open(self._passing):
             place = self._line.popleft()
-            if not place.done():
+            if place.done():
+                self.waiting -= 1
+            else:
                 self._passing += 1
                 place.set_result(None)
 
@@ -72,5 +74,6 @@ class Gate:
         """Send everyone in the line away; each gets an exception of its own."""
         while self._line:
             place = self._line.popleft()
+            self.waiting -= 1
             if not place.done():
                 place.set_exception(make_error())

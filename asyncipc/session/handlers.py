@@ -42,8 +42,11 @@ class HandlerProvider(Protocol):
     def __handlers__(
         self,
     ) -> Iterable[tuple[HandlerKind, str | type, Callable[..., Any], Mapping[str, Any]]]:
-        """For each handler its kind, its method (a name or a message type), its function, and the
-        options that `Handlers.on_request` takes by name."""
+        """All handlers of the object.
+
+        For each of them its kind, its method (a name or a message type), its function, and the
+        options that `Handlers.on_request` takes by name.
+        """
         ...
 
 
@@ -156,9 +159,9 @@ class HandlerDecorator:
 
 
 class Handlers:
-    """A registry. Handlers may come and go at any time, also while sessions are open (then on the
-    thread of their loop).
+    """A registry.
 
+    Handlers may come and go at any time; while sessions are open, on the thread of their loop.
     Where several are registered under one method the newest is asked first; one that returns
     ``NotImplemented`` passes the call on to the next.
     """
@@ -176,8 +179,10 @@ class Handlers:
 
     @property
     def on_notification(self) -> HandlerDecorator:
-        """Decorate a function to take notifications; see `HandlerDecorator`. Its result is not
-        sent, but ``NotImplemented`` passes the notification on."""
+        """Decorate a function to take notifications; see `HandlerDecorator`.
+
+        What it returns is not sent, but ``NotImplemented`` passes the notification on.
+        """
         return HandlerDecorator(self.notifications.add)
 
     def register(self, provider: HandlerProvider) -> None:

@@ -46,7 +46,7 @@ MAX_UNHANDLED_REPORTS: Final = 100
 class NotificationSender:
     """The notifications of one session that this side sends.
 
-    :param ended: says why nothing can be sent any more, or None
+    :param ended: says why no more notifications are accepted
     """
 
     __slots__ = ("_costs", "_credit", "_encode", "_ended", "_loop", "_outbox", "gate", "sent")
@@ -55,7 +55,7 @@ class NotificationSender:
         self,
         loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
-        ended: Callable[[], IPCError | None],
+        ended: Callable[[], IPCError],
     ) -> None:
         self._loop = loop
         self._outbox = outbox
@@ -74,22 +74,25 @@ class NotificationSender:
         """Send a notification; see `asyncipc.Session.notify`."""
         if params.__class__ is not dict or method.__class__ is not str:
             method, params = normalize(method, params)
-        waits = bool(self.gate) or not self._has_credit()
-        if waits:
-            self._raise_if_ended()
+        outbox = self._outbox
+        waits = self.gate.waiting or self._credit <= 0 or outbox.full
+        if waits and outbox.accepts_calls:
             await self.gate.enter()
+        else:
+            waits = False
         try:
-            self._raise_if_ended()
+            if not outbox.accepts_calls:
+                raise self._ended()
             message = [NOTIFY, method, params]
             if metadata is not None:
                 message.append(dict(metadata))
             attachments: list[Buffer] = []
             data = self._encode(message, attachments)
-            if attachments or len(data) > self._outbox.inline_size:
+            if attachments or len(data) > outbox.inline_size:
                 left = self._send_large(data, attachments)
             else:
                 left = None
-                self._outbox.put(data, 0)
+                outbox.put(data, 0)
                 self._charge(len(data))
         finally:
             if waits:
@@ -110,16 +113,11 @@ class NotificationSender:
             )
         for _ in range(count):
             self._credit += costs.popleft()
-        if self.gate:
+        if self.gate.waiting:
             self.gate.update()
 
-    def _has_credit(self) -> bool:
+    def _has_credit(self, _passing: int) -> bool:
         return self._credit > 0 and not self._outbox.full
-
-    def _raise_if_ended(self) -> None:
-        error = self._ended()
-        if error is not None:
-            raise error
 
     def _charge(self, size: int) -> None:
         cost = size if size > SMALLEST_COST else SMALLEST_COST
@@ -148,6 +146,7 @@ class NotificationReceiver:
         "_encode",
         "_finished",
         "_handlers",
+        "_max_running",
         "_on_idle",
         "_outbox",
         "_owner",
@@ -169,10 +168,11 @@ class NotificationReceiver:
         self._outbox = outbox
         self._handlers = handlers
         self._share = limits.notification_credit // CREDIT_SHARE
+        self._max_running = limits.notification_credit // SMALLEST_COST + 1
         self._on_idle = on_idle
         self._finished = 0  # since credit was last given
         self._due = 0  # bytes of frames since then: never less than what the sender counted
-        self.running: set[Call] = set()
+        self.running: dict[Call, None] = {}  # as a set, and smaller while it is empty
         self.received = 0
         self.unhandled = 0
 
@@ -212,7 +212,7 @@ class NotificationReceiver:
 
     def close(self) -> None:
         """The session is over: cancel what runs."""
-        for call in self.running:
+        for call in list(self.running):
             call.cancelled = True
             if call.task is not None:
                 call.task.cancel()
@@ -220,19 +220,21 @@ class NotificationReceiver:
     def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         serving.set(call)
         try:
-            for position, handler in enumerate(handlers):
-                if not handler.is_inline:
-                    self._start(call, handlers[position:], params)
-                    return
-                if handler.invoke(params, call) is not NotImplemented:
-                    break
+            if handlers[0].invoke(params, call) is NotImplemented:
+                self._start(call, handlers[1:], params)  # those behind it may take time
+                return
         except BaseException:  # noqa: BLE001 - nobody waits for a notification
             logger.exception("the handler for the notification %r failed", call.method)
         call.finished = True
         self._finished += 1
 
     def _start(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
-        self.running.add(call)
+        if len(self.running) >= self._max_running:
+            raise RemoteProtocolError(
+                f"the other side sent a notification while {len(self.running)} were under way, "
+                "more than Limits.notification_credit allows"
+            )
+        self.running[call] = None
         task = start_task(self._owner.loop, call, self._serve(call, handlers, params))
         if task.done():
             self._finish(call)
@@ -251,7 +253,7 @@ class NotificationReceiver:
 
     def _finish(self, call: Call) -> None:
         call.finished = True
-        self.running.discard(call)
+        self.running.pop(call, None)
         self._finished += 1
         if self._finished == 1:
             self._owner.loop.call_soon(self.settle, 0)  # one message for all of this turn

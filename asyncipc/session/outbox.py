@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from asyncipc.errors import FrameTooLarge
+from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 from asyncipc.transport.base import Buffer
+from asyncipc.wire.codec import Codec
 from asyncipc.wire.framing import HEADER_SIZE, frame_header
 from asyncipc.wire.messages import BEGIN, PART, RETRACT
 from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
@@ -38,6 +39,11 @@ PART_SIZE: Final = 256 * 1024
 
 # What one turn of the loop may write before others get their turn.
 TURN_SIZE: Final = 2 * 1024 * 1024
+
+
+# Messages that wait for a side which goes on sending. What is never held back (answers, pongs) is
+# bounded by what a well-behaved side asks for at once; this is far above.
+MAX_UNREAD: Final = 100_000
 
 
 class Sink(Protocol):
@@ -65,6 +71,7 @@ class Outbox:
 
     :param limit: bytes waiting above which `full` is true
     :param on_room: called when the outbox is no longer full
+    :ivar accepts_calls: the session is open for new requests and notifications
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
@@ -74,7 +81,6 @@ class Outbox:
         "_join",
         "_lanes",
         "_last_number",
-        "_limit",
         "_loop",
         "_max_message",
         "_max_frame",
@@ -83,11 +89,14 @@ class Outbox:
         "_on_written",
         "_queue",
         "_scheduled",
+        "_raw",
         "_sink",
         "_was_full",
+        "accepts_calls",
         "bytes_sent",
         "corked",
         "inline_size",
+        "limit",
         "size",
     )
 
@@ -100,7 +109,7 @@ class Outbox:
     ) -> None:
         self._loop = loop
         self._sink = sink
-        self._limit = limit
+        self.limit = limit
         self._on_room = on_room
         self._queue: list[bytes] = []
         self._lanes: dict[int, deque[bytes | Transfer]] = {}
@@ -108,33 +117,33 @@ class Outbox:
         self._open_size = 0
         self._on_written: list[Callable[[], object]] = []
         self._scheduled = False
-        self._blocked = True  # nothing is sent before `open`
+        self._blocked = False
+        self._raw: list[bytes] = []
         self._was_full = False
+        self.accepts_calls = False
         self.corked = False
         self.size = 0
         self.bytes_sent = 0
 
     def open(
         self,
+        codec: Codec,
         *,
-        encode: Callable[[list[Any]], bytes],
-        join: Callable[[list[bytes]], bytes],
         max_frame: int,
         max_message: int,
     ) -> None:
         """Begin to send in the codec and within the limits that the handshake settled."""
-        self._encode = encode
-        self._join = join
+        self._encode = codec.encode
+        self._join = codec.join
         self._max_frame = max_frame
         self._max_message = max_message
         self.inline_size = min(INLINE_SIZE, max_frame // 2)
-        self._blocked = False
-        self.flush()
+        self.accepts_calls = True
 
     @property
     def full(self) -> bool:
         """More waits than the limit: senders that can wait should."""
-        if self.size < self._limit:
+        if self.size < self.limit:
             return False
         self._was_full = True
         return True
@@ -157,6 +166,14 @@ class Outbox:
             )
         return size
 
+    def send_raw(self, envelope: bytes) -> None:
+        """Send an envelope of the handshake, before `open` or instead of it."""
+        frame = frame_header(len(envelope)) + envelope
+        if self._blocked:
+            self._raw.append(frame)
+        else:
+            self._blocked = not self._sink.write((frame,))
+
     def put(self, message: bytes, lane: int = -1) -> bool:
         """Send an encoded message at the end of this turn of the loop.
 
@@ -174,14 +191,14 @@ class Outbox:
             self._loop.call_soon(self._flush_scheduled)
         return False
 
-    def put_now(self, message: bytes, lane: int = -1) -> None:
+    def put_now(self, message: bytes, lane: int = -1) -> bool:
         """`put` without waiting for the end of the turn: for whoever is alone and waits."""
-        self.size += len(message)
-        if self._lanes and lane in self._lanes:
-            self._lanes[lane].append(message)
-            return
-        self._queue.append(message)
+        if not (self._blocked or self._queue or self._lanes):
+            self._write_alone(message)
+            return False
+        waits = self.put(message, lane)
         self.flush()
+        return waits
 
     def put_large(
         self, segments: Sequence[Buffer], lane: int, done: Callable[[], object] | None = None
@@ -218,7 +235,7 @@ class Outbox:
         item.retracted = True
         self.size -= item.outgoing.size - item.outgoing.taken
         if item.number:
-            self.put(self._encode([RETRACT, item.number]))
+            self.put(self._encode([RETRACT, item.number], []))
         if item is self._lanes[lane][0]:
             self._finish(item)
         elif item.done is not None:
@@ -229,14 +246,31 @@ class Outbox:
     def written(self) -> None:
         """The transport has taken what it kept."""
         self._blocked = False
-        self._call_written()
+        if self._raw:
+            frames, self._raw = self._raw, []
+            self._blocked = not self._sink.write(frames)
+        if not self._blocked:
+            self._call_written()
         self.flush()
 
     def uncork(self) -> None:
-        """Send what was gathered while `corked` was true."""
+        """Send what was gathered while `corked` was true.
+
+        :raises RemoteProtocolError: the other side sends on and on, but does not read
+        """
         self.corked = False
-        if self._queue or self._lanes:
+        queue = self._queue
+        if len(queue) == 1 and not (self._lanes or self._blocked or self._was_full):
+            self._queue = []
+            self.size = 0
+            self._write_alone(queue[0])
+        elif queue or self._lanes:
             self.flush()
+            if self._blocked and len(self._queue) + len(self._lanes) > MAX_UNREAD:
+                raise RemoteProtocolError(
+                    f"the other side keeps asking but reads no answers: {len(self._queue)} "
+                    f"messages wait for it, more than {MAX_UNREAD} allowed"
+                )
 
     async def drained(self) -> None:
         """Wait until everything has been handed to the kernel, or the session is over."""
@@ -263,12 +297,14 @@ class Outbox:
         self.bytes_sent += written
         if self._on_written and not self._blocked:
             self._call_written()
-        if self._was_full and self.size < self._limit:
+        if self._was_full and self.size < self.limit:
             self._was_full = False
             self._on_room()
 
     def close(self) -> None:
         """The session is over: nothing more is sent, and nothing is kept alive."""
+        self.accepts_calls = False
+        self._raw.clear()
         self._queue.clear()
         lanes, self._lanes = self._lanes, {}
         self.size = 0
@@ -292,6 +328,12 @@ class Outbox:
     def _flush_scheduled(self) -> None:
         self._scheduled = False
         self.flush()
+
+    def _write_alone(self, message: bytes) -> None:
+        """Write one message that nothing stands before or behind."""
+        frame = frame_header(len(message)) + message
+        self.bytes_sent += len(frame)
+        self._blocked = not self._sink.write((frame,))
 
     def _next_frame(self) -> bytes:
         """All that waits, or as much of it as one frame may hold."""
@@ -334,7 +376,7 @@ class Outbox:
             transfer.number = self._last_number
             self._open_size += outgoing.size
             head = [BEGIN, transfer.number, outgoing.lengths]
-        envelope = self._encode(head)
+        envelope = self._encode(head, [])
         part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
         size = sum(map(len, part))
         self.size -= size

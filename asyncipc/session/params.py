@@ -46,15 +46,21 @@ def normalize(method: Any, params: Any) -> tuple[str, Any]:
     return method, [params]
 
 
-def check_timeout(timeout: object) -> None:
+# A timeout of more seconds than this (30 years) is none: not every clock could take it.
+LONGEST_TIMEOUT: Final = 1e9
+
+
+def check_timeout(timeout: object) -> float | None:
     """Check what was given as a timeout.
 
+    :returns: the timeout; None where it is so long that it is none
     :raises TypeError: it is neither seconds nor None
     :raises ValueError: it is negative or not a number
     """
     if timeout is None:
-        return
+        return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout must be seconds or None, not {timeout!r:.60}")
     if not timeout >= 0:
         raise ValueError(f"timeout must not be negative, but is {timeout!r}")
+    return timeout if timeout <= LONGEST_TIMEOUT else None

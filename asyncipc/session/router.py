@@ -16,7 +16,7 @@ from asyncipc.session.notifications import NotificationReceiver, NotificationSen
 from asyncipc.session.pings import Pings
 from asyncipc.wire import messages
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, check_fields
+from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, check_fields, shown
 from asyncipc.wire.transfers import Assembler
 
 __all__ = ["Router"]
@@ -90,10 +90,12 @@ class Router:
             kind = decoded[0]
             if kind != messages.BEGIN and kind != messages.PART:
                 raise RemoteProtocolError(
-                    f"the other side attached {attached} bytes to a message of kind {kind!r:.20}; "
+                    f"the other side attached {attached} bytes to a message of kind {shown(kind)}; "
                     "only begin and part take any"
                 )
         self._route(decoded, len(data))
+        if attached and self._assembler is not None:
+            self._assembler.expect(attached)
         return True
 
     def attached(self, data: memoryview) -> None:
@@ -175,7 +177,7 @@ class Router:
         kind = message[0]
         if kind.__class__ is not int or kind < 0:
             raise RemoteProtocolError(
-                f"the other side sent a message whose kind should be a number, not {kind!r:.60}"
+                f"the other side sent a message whose kind should be a number, not {shown(kind)}"
             )
         if kind >= messages.FIRST_IGNORABLE:
             self.ignored += 1

@@ -5,9 +5,9 @@ Layer 2. Above: the peer. Below: everything else in this package.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from asyncipc.errors import SessionClosed
 from asyncipc.session.connection import Companion, Connection
@@ -24,11 +24,13 @@ from asyncipc.session.settings import SessionSettings
 from asyncipc.transport.base import Credentials, Transport
 from asyncipc.wire.handshake import Role
 
+if TYPE_CHECKING:  # most sessions have no child, and their process need not know of such things
+    from asyncipc.process.child import ChildProcess
+
 __all__ = ["Session", "Statistics"]
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(NamedTuple):
     """Counters of a session since it began, and how it stands now.
 
     :ivar requests_sent: requests this side made
@@ -98,23 +100,25 @@ class Session:
             self,
             token=token,
         )
-        self.process: Any = None
+        self.process: ChildProcess | None = None
         """The child process at the other end, where this side spawned it; else None."""
 
-    async def start(self) -> None:
+    async def start(self, on_open: Callable[["Session"], object] | None = None) -> None:
         """Open the session; for the peer layer. What it raises is told at `asyncipc.Peer.connect`.
 
         When it fails or is cancelled, the transport is closed, and a companion ended.
+
+        :param on_open: called when the session stands, before any message is served
         """
         connection = self._connection
-        connection.start()
         try:
+            connection.start(None if on_open is None else partial(on_open, self))
             await connection.established
         except BaseException:
             await connection.close()
             raise
 
-    def accompany(self, process: Any, companion: Companion) -> None:
+    def accompany(self, process: "ChildProcess", companion: Companion) -> None:
         """The session and a child process end together; for the peer layer, before `start`."""
         self.process = process
         self._connection.companion = companion
@@ -158,7 +162,9 @@ class Session:
 
         If the waiting task is cancelled, the other side is told to stop.
         """
-        return self._connection.calls.request(method, params, timeout, on_progress, metadata)
+        return self._connection.exchange.calls.request(
+            method, params, timeout, on_progress, metadata
+        )
 
     def notify(
         self,
@@ -177,7 +183,7 @@ class Session:
         :raises EncodeError: the parameters cannot be sent; the session goes on
         :raises FrameTooLarge: it is larger than the other side takes; the session goes on
         """
-        return self._connection.notifications.notify(method, params, metadata)
+        return self._connection.exchange.notifications.notify(method, params, metadata)
 
     async def ping(self, *, timeout: float | None | DefaultTimeout = DEFAULT_TIMEOUT) -> float:
         """Ask for a sign of life, past everything that waits; the round trip in seconds.
@@ -188,11 +194,10 @@ class Session:
         connection = self._connection
         if isinstance(timeout, DefaultTimeout):
             timeout = connection.settings.timeout
-        check_timeout(timeout)
-        error = connection.ended()
-        if error is not None:
-            raise error
-        return await connection.pings.ping(timeout)
+        timeout = check_timeout(timeout)
+        if not connection.exchange.outbox.accepts_calls:
+            raise connection.ended()
+        return await connection.exchange.pings.ping(timeout)
 
     # -- serving ---------------------------------------------------------------------------
 
@@ -290,27 +295,28 @@ class Session:
     def statistics(self) -> Statistics:
         """Counters since the session began, and how it stands now."""
         connection = self._connection
-        calls, dispatch = connection.calls, connection.dispatch
-        sender, receiver = connection.notifications, connection.incoming_notifications
+        exchange = connection.exchange
+        calls, dispatch, router = exchange.calls, exchange.dispatch, exchange.router
+        sender, receiver = exchange.notifications, exchange.incoming_notifications
         return Statistics(
-            requests_sent=calls.counts.requests,
-            requests_served=dispatch.counts.requests,
-            requests_refused=dispatch.counts.refused,
+            requests_sent=calls.requests,
+            requests_served=dispatch.requests,
+            requests_refused=dispatch.refused,
             notifications_sent=sender.sent,
             notifications_received=receiver.received,
             notifications_unhandled=receiver.unhandled,
-            faults_sent=dispatch.counts.faults,
-            timeouts=calls.counts.timeouts,
-            cancels_sent=calls.counts.cancelled,
-            late_replies=calls.counts.late_replies,
-            ignored_messages=connection.ignored,
-            bytes_sent=connection.outbox.bytes_sent,
+            faults_sent=dispatch.faults,
+            timeouts=calls.timeouts,
+            cancels_sent=calls.cancelled,
+            late_replies=calls.late_replies,
+            ignored_messages=router.ignored if router is not None else 0,
+            bytes_sent=exchange.outbox.bytes_sent,
             bytes_received=connection.bytes_received,
             noise_received=connection.noise_received,
             pending=len(calls.pending),
-            queued=calls.queued + len(sender.gate),
+            queued=calls.queued + sender.gate.waiting,
             running=len(dispatch.running) + len(receiver.running),
-            outbox_size=connection.outbox.size,
+            outbox_size=exchange.outbox.size,
         )
 
     def __repr__(self) -> str:

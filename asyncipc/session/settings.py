@@ -4,7 +4,7 @@ Layer 2, inside the session. Below: config, wire.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from asyncipc.config import Limits, Timeouts
 from asyncipc.wire.codec import Codec
@@ -12,8 +12,7 @@ from asyncipc.wire.codec import Codec
 __all__ = ["SessionSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSettings:
+class SessionSettings(NamedTuple):
     """Settings of a session, shared by all sessions of one peer.
 
     :ivar codec: asked for where this side decides

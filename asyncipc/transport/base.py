@@ -30,16 +30,14 @@ Layer 1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 __all__ = ["Buffer", "Credentials", "Receiver", "Transport"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """Who is at the other end of a unix socket, as the kernel saw it when it connected.
 
     Authorise by ``uid``, never by ``pid``: process ids are reused. On a socketpair they name the

@@ -15,7 +15,7 @@ from typing import Final
 from asyncipc.errors import AddressError, LocalProtocolError
 from asyncipc.transport.pipes import PipeTransport
 
-__all__ = ["CHANNEL_VARIABLE", "claim", "inherited_socketpair"]
+__all__ = ["CHANNEL_VARIABLE", "claim", "inherited_socketpair", "occupy_standard_descriptors"]
 
 #: The environment variable that names the descriptor of an inherited socket.
 CHANNEL_VARIABLE: Final = "ASYNCIPC_CHANNEL_FD"
@@ -36,19 +36,19 @@ def claim() -> PipeTransport:
 
     Pipes, sockets, terminals, files and ``/dev/null`` all work.
 
-    :raises AddressError: standard input or output is closed, a folder, or open the wrong way round
+    :raises AddressError: standard input or output was closed when the process started, or is open
+        the wrong way round
     :raises LocalProtocolError: they were claimed before
     :raises OSError: no descriptors left
     """
-    global _claimed
+    global _claimed  # noqa: PLW0603 - as there is one 0 and one 1 in a process
     if _claimed:
         raise LocalProtocolError("standard input and output of this process were claimed before")
-    found = _kind(_STDIN, "standard input", os.O_WRONLY)
-    found_output = _kind(_STDOUT, "standard output", os.O_RDONLY)
+    found = _usable(_STDIN, sys.__stdin__, "standard input", os.O_WRONLY)
+    found_output = _usable(_STDOUT, sys.__stdout__, "standard output", os.O_RDONLY)
     if found != found_output:
         found = f"{found} in, {found_output} out"
-    _open_stderr()
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         # Not below 3, where the next program would take them for standard streams.
         read_fd = fcntl.fcntl(_STDIN, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -59,11 +59,22 @@ def claim() -> PipeTransport:
             raise
         _claimed = True
         os.dup2(null, _STDIN)
-        os.dup2(_STDERR, _STDOUT)
+        os.dup2(null if sys.__stderr__ is None else _STDERR, _STDOUT)
     finally:
         os.close(null)
     _line_buffer_stdout()
     return PipeTransport(read_fd, write_fd, description=f"stdio ({found})")
+
+
+def occupy_standard_descriptors() -> None:
+    """Put ``/dev/null`` on those of 0, 1 and 2 that are closed.
+
+    To be called before an event loop is made: it would otherwise get these numbers for descriptors
+    of its own, where programs started from here write to them, and uvloop aborts the process.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(null, True)  # the lowest that is free
+    os.close(null)
 
 
 def inherited_socketpair() -> socket.socket | None:
@@ -86,7 +97,7 @@ def inherited_socketpair() -> socket.socket | None:
     except (OSError, OverflowError):
         raise AddressError(f"{expected}; descriptor {text} is not open") from None
     if not is_socket:
-        raise AddressError(f"{expected}; descriptor {fd} is {_kind_name(fd)}")
+        raise AddressError(f"{expected}; descriptor {fd} is a {_kind_name(fd)}")
     sock = socket.socket(fileno=fd)
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         found = f"{sock.family.name} {sock.type.name}"
@@ -96,14 +107,16 @@ def inherited_socketpair() -> socket.socket | None:
     return sock
 
 
-def _kind(fd: int, name: str, wrong_access: int) -> str:
+def _usable(fd: int, stream: object, name: str, wrong_access: int) -> str:
     """What the descriptor is, if it can be used."""
+    # Python makes no stream for a descriptor that is closed when it starts. By now the number may
+    # be taken by something else: the event loop, as a rule.
+    if stream is None:
+        raise AddressError(f"{name} (descriptor {fd}) was closed when this process started")
     try:
         kind = _kind_name(fd)
     except OSError:
-        raise AddressError(f"{name} (descriptor {fd}) is closed; stdio needs it open") from None
-    if kind == "folder":
-        raise AddressError(f"{name} (descriptor {fd}) is a folder; stdio needs a stream")
+        raise AddressError(f"{name} (descriptor {fd}) is closed") from None
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == wrong_access:
         way = "writing" if wrong_access == os.O_WRONLY else "reading"
         raise AddressError(f"{name} (descriptor {fd}) is a {kind} open for {way} only")
@@ -118,21 +131,9 @@ def _kind_name(fd: int) -> str:
         stat.S_IFIFO: "pipe",
         stat.S_IFSOCK: "socket",
         stat.S_IFREG: "file",
-        stat.S_IFDIR: "folder",
         stat.S_IFCHR: "device",
     }
-    return names.get(stat.S_IFMT(mode), "descriptor of unknown kind")
-
-
-def _open_stderr() -> None:
-    """Where stderr is closed, stray output has nowhere to go, and no other file may take its place."""
-    try:
-        os.fstat(_STDERR)
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)  # the lowest number: 2, since 0 and 1 are open
-        if null != _STDERR:
-            os.dup2(null, _STDERR)
-            os.close(null)
+    return names.get(stat.S_IFMT(mode), "descriptor of another kind")
 
 
 def _line_buffer_stdout() -> None:

@@ -30,7 +30,7 @@ _READ_SIZE: Final = 64 * 1024
 # asked how much there is.
 _LAST_READS: Final = 1.0
 
-# Seconds for a TLS stream of asyncio to say goodbye to a peer that may have stopped answering.
+# Seconds for a TLS stream to say goodbye to a peer that may have stopped answering.
 _CLOSE_TIMEOUT: Final = 1.0
 
 
@@ -254,8 +254,10 @@ class _AsyncioStreams:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        # drain() now waits until all has left, as the contract wants it.
-        writer.transport.set_write_buffer_limits(high=0)
+        # Have drain() wait until all has left, as the contract wants it. (With 0, TLS transports
+        # pause for nothing; with 1, others let one byte pass.)
+        secure = writer.get_extra_info("sslcontext") is not None
+        writer.transport.set_write_buffer_limits(high=1 if secure else 0, low=0)
 
     def sock(self) -> socket.socket | None:
         return cast("socket.socket | None", self._writer.get_extra_info("socket"))
@@ -270,7 +272,8 @@ class _AsyncioStreams:
         return await self._reader.read(_READ_SIZE)
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
-        self._writer.writelines(buffers)
+        if data := b"".join(buffers):
+            self._writer.write(data)
         await self._writer.drain()
 
     async def send_eof(self) -> bool:
@@ -336,12 +339,12 @@ class _AnyioStreams:
         return True
 
     async def aclose(self, *, flushed: bool) -> None:
-        try:
-            await anyio.aclose_forcefully(self._send)
-        finally:
-            await anyio.aclose_forcefully(
-                self._receive
-            )  # may be the same: closing twice is allowed
+        # Not anyio.aclose_forcefully: it leaves the second half of a stapled stream open.
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            try:
+                await self._send.aclose()
+            finally:
+                await self._receive.aclose()  # may be the same: closing twice is allowed
 
 
 def _fileno(behind: Any) -> int | None:

@@ -20,6 +20,9 @@ __all__ = ["TlsTransport", "accept", "connect"]
 # Seconds for the goodbye of TLS, after which the connection is cut: close() is meant to be quick.
 _SHUTDOWN_TIMEOUT: Final = 1.0
 
+# What is read before start(), or after close() and before its end, at a time.
+_SPARE_SIZE: Final = 16 * 1024  # a TLS record
+
 
 async def connect(
     sock: socket.socket,
@@ -96,7 +99,10 @@ class TlsTransport(asyncio.BufferedProtocol):
         self.credentials = peer_credentials(sock)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
+        self._spare = memoryview(b"")
+        self._early = b""  # came before start()
         self._kept = False
+        self._paused = False
         self._closed = False  # by us
         self._lost = False
         self._error: Exception | None = None
@@ -105,9 +111,20 @@ class TlsTransport(asyncio.BufferedProtocol):
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        early = memoryview(self._early)
+        while early and self._receiver is not None and not self._closed:
+            buffer = self._receiver.get_buffer()
+            count = min(len(early), len(buffer))
+            buffer[:count] = early[:count]
+            self._receiver.buffer_updated(count)
+            early = early[count:]
+        self._early = b""
         if self._lost:
-            asyncio.get_running_loop().call_soon(self._tell_lost)
-        else:
+            self._tell_lost()
+        elif not self._paused:
             self.resume_reading()
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
@@ -153,18 +170,24 @@ class TlsTransport(asyncio.BufferedProtocol):
     # The loop's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Reading cannot be paused in here: asyncio would not send the end of the handshake.
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.pause_reading()  # until start()
-        self._transport.set_write_buffer_limits(high=0)
+        self._transport.set_write_buffer_limits(high=1, low=0)  # with 0 it would always pause
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._closed or self._receiver is None:
-            return memoryview(bytearray(64 * 1024))  # what comes during the goodbye is dropped
+        if self._receiver is None or self._closed:
+            self._spare = memoryview(bytearray(_SPARE_SIZE))
+            return self._spare
         return self._receiver.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        if not self._closed and self._receiver is not None:
+        if self._closed:
+            return  # what comes during the goodbye is dropped
+        if self._receiver is not None:
             self._receiver.buffer_updated(nbytes)
+        elif self._transport is not None:
+            self._early += self._spare[:nbytes]
+            self._transport.pause_reading()
 
     def eof_received(self) -> None:
         """The connection ends with it: `connection_lost` follows."""
@@ -173,6 +196,8 @@ class TlsTransport(asyncio.BufferedProtocol):
         self._kept = True
 
     def resume_writing(self) -> None:
+        self._spare = memoryview(b"")
+        self._early = b""  # came before start()
         self._kept = False
         if not self._closed and self._receiver is not None:
             self._receiver.writable()

@@ -80,4 +80,4 @@ class Attachments:
         attached = self._attached[index]
         if kind == "bytes":
             return attached
-        return bytearray(attached) if kind == "bytearray" else memoryview(attached).toreadonly()
+        return bytearray(attached) if kind == "bytearray" else memoryview(attached)

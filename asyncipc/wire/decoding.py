@@ -1,13 +1,12 @@
 """From what an unpacker made to messages: is it a message or a batch, and which message is broken.
 
-Layer 1. Above: codecs, the session. Below: attachments, paths.
+Layer 1. Above: codecs, the session. Below: paths.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from asyncipc.errors import DecodeError
-from asyncipc.wire.attachments import AttachmentError
 from asyncipc.wire.paths import PathError
 
 __all__ = ["BrokenMessage", "each_message"]
@@ -31,8 +30,8 @@ def each_message(envelope: Any, revive: Callable[[Any], Any] | None = None) -> l
     """Check that an unpacked envelope is a message or a batch, and finish each message of it.
 
     :param envelope: what came out of the unpacker
-    :param revive: makes the objects in one message out of what the unpacker left; what it raises
-        makes a `BrokenMessage`, except an `AttachmentError`
+    :param revive: makes the objects in one message out of what the unpacker left; where it raises
+        `PathError`, that message is a `BrokenMessage`
     :raises DecodeError: it is neither a message nor a batch
     """
     if type(envelope) is list and envelope:
@@ -54,8 +53,6 @@ def each_message(envelope: Any, revive: Callable[[Any], Any] | None = None) -> l
 def _revived(message: list[Any], revive: Callable[[Any], Any]) -> list[Any]:
     try:
         return revive(message)  # type: ignore[no-any-return]
-    except AttachmentError:
-        raise
     except PathError as fault:
         error = DecodeError(fault.text(message))
         error.__cause__ = fault.__cause__

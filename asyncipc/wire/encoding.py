@@ -84,7 +84,7 @@ class Flattener:
         self._depth = 0  # of containers
         self._nesting = 0  # of extension values
 
-    def flat(self, value: Any) -> Any:
+    def flat(self, value: Any) -> Any:  # noqa: PLR0911 - one for each native type
         """The value in terms of what the codec writes; itself where there is nothing to change.
 
         :raises PathError: it cannot be sent

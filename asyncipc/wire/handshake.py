@@ -8,26 +8,27 @@ The codec is the one that the hello of the connecting side names. Where both spo
 side with the larger ``instance`` (compared as bytes) counts as the connecting one. An
 ``instance`` that comes back is an echo: the other side is a program such as ``cat``.
 
-Authentication is mutual: each side proves that it knows the token, without sending it. The proof
-is HMAC-SHA-256, keyed by the token, over a label that names the prover's role and the SHA-256 of
-both hellos as they were sent; the random instances in them make each proof good for one session.
+Authentication is mutual: each side proves that it knows the token, without sending it; see
+`asyncipc.wire.authentication`.
 
 Layer 1. Above: the session. Below: errors and config.
 """
 
-import hashlib
-import hmac
-import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
 from asyncipc.config import Limits
 from asyncipc.errors import AuthenticationError, IPCError, RemoteProtocolError, SessionClosed
-from asyncipc.wire.messages import AUTH, GOODBYE, HELLO, GoodbyeCode, check_fields
+from asyncipc.lazy import LazyModule
+from asyncipc.wire.messages import AUTH, GOODBYE, HELLO, GoodbyeCode, check_fields, shown
+
+if TYPE_CHECKING:
+    from asyncipc.wire import authentication
+else:
+    authentication = LazyModule("asyncipc.wire.authentication")
 
 __all__ = [
     "HANDSHAKE_MAX_FRAME",
@@ -65,8 +66,7 @@ class HandshakeRejected(RemoteProtocolError):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteLimits:
+class RemoteLimits(NamedTuple):
     """The limits of the other side that this side has to respect; see `asyncipc.config.Limits`."""
 
     max_frame: int
@@ -75,8 +75,7 @@ class RemoteLimits:
     notification_credit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(NamedTuple):
     """What a handshake settled."""
 
     version: int
@@ -101,6 +100,7 @@ class Handshake:
     :param codec: name of the codec this side asks for when it counts as the connecting one
     :param codecs: names of all codecs this side speaks
     :param limits: what this side announces
+    :param instance: 16 random bytes, new for each session
     :param token: the shared secret: a listener then asks for a proof, a connecting side insists
         on being asked
     """
@@ -112,6 +112,7 @@ class Handshake:
         codec: str,
         codecs: Collection[str],
         limits: Limits,
+        instance: bytes,
         token: bytes | None = None,
     ) -> None:
         self._role = role
@@ -119,7 +120,7 @@ class Handshake:
         self._codecs = codecs
         self._limits = limits
         self._token = token
-        self._instance = secrets.token_bytes(16)
+        self._instance = instance
         self._sent_hello = b""
         self._received_hello = b""
         self._pending: Agreement | None = None
@@ -139,15 +140,15 @@ class Handshake:
         :raises SessionClosed: the other side gave up, with its reason
         """
         message = _unpack(envelope)
-        match message[0]:
-            case 0 if not self._received_hello:
-                return self._receive_hello(envelope, message[1])
-            case 1 if self._pending is not None and self._token is not None:
-                return self._receive_proof(message[1])
-            case 12:
-                raise _farewell(message)
+        kind = message[0]
+        if kind == HELLO and not self._received_hello:
+            return self._receive_hello(envelope, message[1])
+        if kind == AUTH and self._pending is not None and self._token is not None:
+            return self._receive_proof(message[1])
+        if kind == GOODBYE:
+            raise _farewell(message)
         raise HandshakeRejected(
-            f"the other side sent kind {message[0]} before the session stood; "
+            f"the other side sent kind {shown(kind)} before the session stood; "
             "only one hello and authentication may come",
             GoodbyeCode.PROTOCOL_ERROR,
         )
@@ -183,7 +184,7 @@ class Handshake:
                 f"the hello's instance has {len(instance)} bytes instead of 16",
                 GoodbyeCode.PROTOCOL_ERROR,
             )
-        if hmac.compare_digest(instance, self._instance):
+        if instance == self._instance:
             raise HandshakeRejected(
                 "the other side echoes what it is sent; it does not speak this protocol",
                 GoodbyeCode.PROTOCOL_ERROR,
@@ -235,28 +236,30 @@ class Handshake:
             raise AuthenticationError("the other side asks for a token; give token= to connect")
         if HMAC_SHA256 not in schemes:
             raise AuthenticationError(
-                f"the other side asks for {schemes!r}; this side can do {HMAC_SHA256}"
+                f"the other side asks for {', '.join(map(shown, schemes[:4]))}; "
+                f"this side can do {HMAC_SHA256}"
             )
         return [self._proof_message(Role.CONNECTING)]
 
     def _receive_proof(self, proof: bytes) -> list[bytes]:
         prover = Role.CONNECTING if self._role is Role.LISTENING else Role.LISTENING
-        if not hmac.compare_digest(proof, self._proof(prover)):
+        assert self._token is not None
+        if not authentication.is_proof(proof, self._token, prover.value, *self._hellos()):
             raise AuthenticationError("the other side does not know the token")
         self.agreement = self._pending
         return [self._proof_message(Role.LISTENING)] if self._role is Role.LISTENING else []
 
     def _proof_message(self, prover: Role) -> bytes:
-        packed: bytes = msgpack.packb([AUTH, self._proof(prover)])
+        assert self._token is not None
+        proof = authentication.make_proof(self._token, prover.value, *self._hellos())
+        packed: bytes = msgpack.packb([AUTH, proof])
         return packed
 
-    def _proof(self, prover: Role) -> bytes:
-        hellos = (self._received_hello, self._sent_hello)
-        connecting, listening = hellos if self._role is Role.LISTENING else hellos[::-1]
-        text = b"asyncipc %b " % prover.value.encode()
-        text += hashlib.sha256(connecting).digest() + hashlib.sha256(listening).digest()
-        assert self._token is not None
-        return hmac.digest(self._token, text, "sha256")
+    def _hellos(self) -> tuple[bytes, bytes]:
+        """Both hellos, that of the connecting side first."""
+        if self._role is Role.LISTENING:
+            return self._received_hello, self._sent_hello
+        return self._sent_hello, self._received_hello
 
 
 def encode_goodbye(code: GoodbyeCode, reason: str) -> bytes:
@@ -266,27 +269,37 @@ def encode_goodbye(code: GoodbyeCode, reason: str) -> bytes:
 
 
 def _unpack(envelope: bytes) -> list[Any]:
+    """The message in an envelope of the handshake: always MessagePack, and never a batch.
+
+    Extension values in it are left as they are: no code of any class runs for a stranger.
+    """
     try:
+        # An unpacker allocates arrays as long as they say they are; skipping makes nothing.
+        scanner = msgpack.Unpacker(strict_map_key=False, max_buffer_size=HANDSHAKE_MAX_FRAME)
+        scanner.feed(envelope)
+        scanner.skip()
         message = msgpack.unpackb(envelope, strict_map_key=False)
-    except ValueError as error:
-        raise HandshakeRejected(
-            f"the other side sent something else than a hello: {envelope[:64]!r}",
-            GoodbyeCode.PROTOCOL_ERROR,
-        ) from error
-    if not isinstance(message, list) or not message or message[0] not in (HELLO, AUTH, GOODBYE):
-        raise HandshakeRejected(
-            f"the other side sent something else than a hello: {envelope[:64]!r}",
-            GoodbyeCode.PROTOCOL_ERROR,
-        )
-    check_fields(message)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise _no_hello(envelope) from error
+    if type(message) is not list or not message or type(message[0]) is not int:
+        raise _no_hello(envelope)
+    if message[0] in (HELLO, AUTH, GOODBYE):
+        check_fields(message)
     return message
+
+
+def _no_hello(envelope: bytes) -> HandshakeRejected:
+    return HandshakeRejected(
+        f"the other side sent something else than a hello: {shown(envelope)}",
+        GoodbyeCode.PROTOCOL_ERROR,
+    )
 
 
 def _field(parameters: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
     value = parameters.get(name, default)
     if not isinstance(value, kind):
         raise HandshakeRejected(
-            f"the hello's {name} should be {kind.__name__}, not {value!r:.60}",
+            f"the hello's {name} should be {kind.__name__}, not {shown(value)}",
             GoodbyeCode.PROTOCOL_ERROR,
         )
     return value
@@ -295,7 +308,7 @@ def _field(parameters: dict[str, Any], name: str, kind: type, default: Any = Non
 def _common_version(versions: list[Any]) -> int:
     if len(versions) != 2 or not all(version.__class__ is int for version in versions):
         raise HandshakeRejected(
-            f"the hello's versions should be [lowest, highest], not {versions!r:.60}",
+            f"the hello's versions should be [lowest, highest], not {shown(versions)}",
             GoodbyeCode.PROTOCOL_ERROR,
         )
     lowest, highest = versions
@@ -311,12 +324,13 @@ def _common_version(versions: list[Any]) -> int:
 
 def _remote_limits(limits: dict[str, Any]) -> RemoteLimits:
     values = {}
-    for name in RemoteLimits.__slots__:
+    for name in RemoteLimits._fields:
         smallest = getattr(SMALLEST_LIMITS, name)
         value = limits.get(name, smallest)
         if value.__class__ is not int or value < smallest:
             raise HandshakeRejected(
-                f"the hello's limit {name} should be an integer from {smallest}, not {value!r:.60}",
+                f"the hello's limit {name} should be an integer from {smallest}, "
+                f"not {shown(value)}",
                 GoodbyeCode.PROTOCOL_ERROR,
             )
         values[name] = value

@@ -65,12 +65,11 @@ class JSON:
         try:
             return _to_text(flattener.flat(message)).encode()
         except PathError as fault:
-            error = EncodeError(fault.text(message))
-            error.__cause__ = fault.__cause__
+            reason, cause = fault.text(message), fault.__cause__
         except RecursionError:
-            error = EncodeError("the message is nested too deeply")
+            reason, cause = "the message is nested too deeply", None
         del attachments[before:]
-        raise error
+        raise EncodeError(reason) from cause
 
     def join(self, messages: list[bytes]) -> bytes:
         """See `Codec.join`."""

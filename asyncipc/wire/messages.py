@@ -40,6 +40,7 @@ __all__ = [
     "RETRACT",
     "GoodbyeCode",
     "check_fields",
+    "shown",
 ]
 
 HELLO: Final = 0
@@ -74,6 +75,9 @@ class GoodbyeCode(enum.IntEnum):
     OVERLOADED = 4
 
 
+# Characters, or bytes, of a value that are shown in an error.
+MAX_SHOWN: Final = 60
+
 Check = Callable[[Any], bool]
 
 
@@ -105,16 +109,16 @@ def _is_params(value: Any) -> bool:
     return value is None or value.__class__ is list or value.__class__ is dict
 
 
-def _is_seconds(value: Any) -> bool:
-    return value is None or (value.__class__ in (int, float) and 0 <= value < float("inf"))
-
-
 def _is_number(value: Any) -> bool:
-    return value.__class__ in (int, float)
+    return value.__class__ is float or (value.__class__ is int and -(2**63) <= value < 2**64)
 
 
 def _is_optional_number(value: Any) -> bool:
-    return value is None or value.__class__ in (int, float)
+    return value is None or _is_number(value)
+
+
+def _is_seconds(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 <= value < float("inf"))
 
 
 def _is_optional_text(value: Any) -> bool:
@@ -136,25 +140,25 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
     REQUEST: (
         "request",
         (
-            ("id", _is_id, "a positive integer", False),
+            ("id", _is_id, "an integer from 1 below 2**63", False),
             ("method", _is_text, "a string", False),
             ("params", _is_params, "nil, an array or a map", True),
-            ("timeout", _is_seconds, "nil or seconds", True),
+            ("timeout", _is_seconds, "nil or seconds from 0", True),
             ("metadata", _is_optional_map, "nil or a map", True),
         ),
     ),
     REPLY: (
         "reply",
         (
-            ("id", _is_id, "a positive integer", False),
+            ("id", _is_id, "an integer from 1 below 2**63", False),
             ("result", _is_anything, "any value", False),
         ),
     ),
     FAULT: (
         "fault",
         (
-            ("id", _is_id, "a positive integer", False),
-            ("code", _is_size, "an integer", False),
+            ("id", _is_id, "an integer from 1 below 2**63", False),
+            ("code", _is_size, "an integer from 0 below 2**63", False),
             ("message", _is_text, "a string", False),
             ("details", _is_optional_map, "nil or a map", True),
         ),
@@ -167,42 +171,42 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
             ("metadata", _is_optional_map, "nil or a map", True),
         ),
     ),
-    CANCEL: ("cancel", (("id", _is_id, "a positive integer", False),)),
+    CANCEL: ("cancel", (("id", _is_id, "an integer from 1 below 2**63", False),)),
     BEGIN: (
         "begin",
         (
-            ("transfer", _is_id, "a positive integer", False),
+            ("transfer", _is_id, "an integer from 1 below 2**63", False),
             ("lengths", _is_sizes, "an array of sizes", False),
         ),
     ),
-    PART: ("part", (("transfer", _is_id, "a positive integer", False),)),
-    RETRACT: ("retract", (("transfer", _is_id, "a positive integer", False),)),
+    PART: ("part", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
+    RETRACT: ("retract", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
     GOODBYE: (
         "goodbye",
         (
-            ("last_id", _is_size, "an integer", False),
-            ("code", _is_size, "an integer", False),
+            ("last_id", _is_size, "an integer from 0 below 2**63", False),
+            ("code", _is_size, "an integer from 0 below 2**63", False),
             ("reason", _is_text, "a string", False),
         ),
     ),
     CREDIT: (
         "credit",
         (
-            ("stream", _is_size, "an integer", False),
-            ("bytes", _is_size, "an integer", False),
+            ("stream", _is_size, "an integer from 0 below 2**63", False),
+            ("count", _is_size, "an integer from 0 below 2**63", False),
         ),
     ),
     PROGRESS: (
         "progress",
         (
-            ("id", _is_id, "a positive integer", False),
+            ("id", _is_id, "an integer from 1 below 2**63", False),
             ("done", _is_number, "a number", False),
             ("total", _is_optional_number, "nil or a number", True),
             ("message", _is_optional_text, "nil or a string", True),
         ),
     ),
-    PING: ("ping", (("token", _is_size, "an integer", False),)),
-    PONG: ("pong", (("token", _is_size, "an integer", False),)),
+    PING: ("ping", (("token", _is_size, "an integer from 0 below 2**63", False),)),
+    PONG: ("pong", (("token", _is_size, "an integer from 0 below 2**63", False),)),
 }
 
 FIELD_NAMES: Final[dict[int, tuple[str, ...]]] = {
@@ -220,10 +224,24 @@ def check_fields(message: list[Any]) -> None:
         if position >= len(message):
             if optional:
                 return
-            raise RemoteProtocolError(f"the other side sent a {kind_name} without its {name}")
+            raise RemoteProtocolError(f"the other side left out the {name} of its {kind_name}")
         if not check(message[position]):
-            value = repr(message[position])
-            shown = value if len(value) <= 60 else value[:57] + "..."
             raise RemoteProtocolError(
-                f"the other side sent a {kind_name} whose {name} should be {expected}, not {shown}"
+                f"the {name} of the other side's {kind_name} should be {expected}, "
+                f"not {shown(message[position])}"
             )
+
+
+def shown(value: Any) -> str:
+    """Something that came, for an error: a bounded text, made without running code of its class.
+
+    (Even an int can refuse to be printed: one of more than 4300 digits does.)
+    """
+    if value is None or value.__class__ in (bool, float):
+        return repr(value)
+    if value.__class__ is int:
+        return repr(value) if abs(value) < 2**64 else f"<int of {value.bit_length()} bits>"
+    if value.__class__ in (str, bytes):
+        return repr(value) if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]!r}..."
+    name = value.__class__.__name__
+    return f"<{name} of {len(value)}>" if value.__class__ in (list, dict) else f"<{name}>"

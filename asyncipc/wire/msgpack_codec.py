@@ -47,11 +47,12 @@ class MessagePack:
         self._by_type = by_type(extensions)
         self._by_code = {extension.code: extension for extension in extensions}
         self._attach_above = check_attach_above(attach_above)
-        # Without a default function the packer never runs Python code, so that it can be shared.
-        self._pack: Callable[[Any], bytes] = msgpack.Packer(strict_types=True).pack
+        self._pack = _new_packer()
         self._revive = self._reviver(())
 
-    def encode(self, message: list[Any], attachments: list[Buffer]) -> bytes:
+    def encode(  # noqa: C901 - the hot path stays in one piece
+        self, message: list[Any], attachments: list[Buffer]
+    ) -> bytes:
         """See `Codec.encode`."""
         # A look at the first level of the payload (params, a result), for what the packer would
         # refuse, and for bulk, which it would copy. Whatever this overlooks is found below.
@@ -68,11 +69,13 @@ class MessagePack:
             return self._encode_exactly(message, attachments)
         try:
             data = self._pack(message)
-        except Exception:  # the exact way finds the reason, and the culprit
-            return self._encode_exactly(message, attachments)
+        except Exception:  # noqa: BLE001 - the exact way finds the reason, and the culprit
+            data = None
+        if data is None or len(data) > _LARGE:
+            self._pack = _new_packer()
         # The markers of binary. The packer writes bytearrays and memoryviews as if they were
         # bytes; that it met none is certain only where no marker is.
-        if 0xC4 in data or 0xC5 in data or 0xC6 in data:
+        if data is None or 0xC4 in data or 0xC5 in data or 0xC6 in data:
             return self._encode_exactly(message, attachments)
         return data
 
@@ -98,29 +101,33 @@ class MessagePack:
                 timestamp=3,
                 ext_hook=self._reviver(attachments) if attachments else self._revive,
             )
-        except Exception:
-            return self._decode_carefully(envelope, attachments)
+        except Exception:  # noqa: BLE001 - the careful way finds the reason, and the culprit
+            message = None
         if type(message) is list and message and type(message[0]) is int:
             return message
+        if message is None:
+            return self._decode_carefully(envelope, attachments)
         return each_message(message)
 
     def _encode_exactly(self, message: list[Any], attachments: list[Buffer]) -> bytes:
         before = len(attachments)
-        try:
-            return self._flatten(message, attachments, _Flattener.QUICK)
-        except (PathError, ValueError, OverflowError, RecursionError):
+        reason, cause = "", None
+        for trusted in (_Flattener.QUICK, _Flattener.THOROUGH):
+            try:
+                data = self._flatten(message, attachments, trusted)
+            except PathError as fault:
+                reason, cause = fault.text(message), fault.__cause__
+            except RecursionError:
+                reason = "the message is nested too deeply"
+            except (ValueError, OverflowError) as error:
+                reason = f"the message cannot be packed: {error}"
+            else:
+                if len(data) > _LARGE:
+                    self._pack = _new_packer()
+                return data
             del attachments[before:]
-        try:
-            return self._flatten(message, attachments, _Flattener.THOROUGH)
-        except PathError as fault:
-            error = EncodeError(fault.text(message))
-            error.__cause__ = fault.__cause__
-        except RecursionError:
-            error = EncodeError("the message is nested too deeply")
-        except (ValueError, OverflowError) as cause:
-            error = EncodeError(f"the message cannot be packed: {cause}")
-        del attachments[before:]
-        raise error
+        self._pack = _new_packer()
+        raise EncodeError(reason) from cause
 
     def _flatten(
         self, message: list[Any], attachments: list[Buffer], trusted: frozenset[type]
@@ -152,6 +159,15 @@ class MessagePack:
 _LIKELY_PLAIN: Final = frozenset({type(None), bool, int, float, str, list, dict})
 
 _FIRST_ITEMS: Final = 8  # of a list: all of params by position, little of a long list
+
+# A packer keeps its memory, as large as the largest message needed it, so that one which grew
+# beyond this many bytes is given up.
+_LARGE: Final = 1024 * 1024
+
+
+def _new_packer() -> Callable[[Any], bytes]:
+    # Without a default function it never runs Python code, so that threads can share it.
+    return msgpack.Packer(strict_types=True).pack
 
 
 class _Flattener(Flattener):

@@ -63,7 +63,7 @@ class Outgoing:
     @property
     def finished(self) -> bool:
         """All bytes were handed out."""
-        return self._position == len(self._segments)
+        return self.taken == self.size
 
 
 class _Incoming:
@@ -176,8 +176,10 @@ class Assembler:
             )
 
     def feed(self, data: memoryview) -> list[bytes] | None:
-        """Take attached bytes, no more than were expected; return the segments of the message
-        when it is complete, else None."""
+        """Take attached bytes, no more than were expected.
+
+        :returns: the segments of the message when it is complete, else None
+        """
         current = self._current
         assert current is not None, "expect lets no bytes through without a transfer"
         if not current.feed(data):

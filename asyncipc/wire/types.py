@@ -237,7 +237,7 @@ class _Record(Registration):
         """The annotation of each field, `Any` where it cannot be checked."""
         try:
             hints = get_type_hints(self.cls, include_extras=True)
-        except Exception:  # names that exist for type checkers only
+        except Exception:  # noqa: BLE001 - names may exist for type checkers only
             hints = {}
         return {name: _checkable(hints.get(name, Any)) for name in self._arguments}
 

@@ -1,0 +1,144 @@
+"""What a caller may give to a `Peer`, checked and brought into the one form that is used inside.
+
+Layer 3, inside the peer. Below: session, wire.
+"""
+
+import os
+import ssl
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final, Literal, TypeAlias
+
+from asyncipc.errors import AddressError
+from asyncipc.peer.address import TcpAddress
+from asyncipc.peer.resolving import Resolved, is_loopback
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.json_codec import JSON
+from asyncipc.wire.msgpack_codec import MessagePack
+
+__all__ = [
+    "RequestIds",
+    "Users",
+    "allowed_users",
+    "check_network_security",
+    "check_seconds",
+    "codec_choice",
+    "file_mode",
+    "id_source",
+    "token_bytes",
+]
+
+RequestIds: TypeAlias = Iterator[object] | Callable[[], object]
+
+# Who may connect to a unix socket: the user of this process, anybody, or these user ids.
+Users: TypeAlias = Literal["same", "any"] | Collection[int]
+
+# A socket's file for this user alone, and one that all may connect to.
+PRIVATE: Final = 0o600
+PUBLIC: Final = 0o666
+
+
+def codec_choice(chosen: str | Codec) -> tuple[Codec, dict[str, Codec]]:
+    """The codec that was chosen, and all that are spoken, by name.
+
+    :raises ValueError: there is none of that name
+    """
+    codecs: dict[str, Codec] = {codec.name: codec for codec in (MessagePack(), JSON())}
+    if not isinstance(chosen, str):
+        codecs[chosen.name] = chosen
+        return chosen, codecs
+    if chosen not in codecs:
+        raise ValueError(f"codec must be one of {', '.join(codecs)} or a Codec, not {chosen!r}")
+    return codecs[chosen], codecs
+
+
+def id_source(request_ids: RequestIds | None) -> Callable[[], object] | None:
+    """The function that makes request ids.
+
+    :raises TypeError: it is neither an iterator nor a function
+    """
+    if request_ids is None or callable(request_ids):
+        return request_ids
+    if isinstance(request_ids, Iterator):
+        return request_ids.__next__
+    raise TypeError(f"request_ids must be an iterator or a function, not {request_ids!r:.60}")
+
+
+def token_bytes(token: str | bytes | None) -> bytes | None:
+    """The secret as the handshake uses it.
+
+    :raises TypeError: it is neither a string nor bytes
+    :raises ValueError: it is empty
+    """
+    if token is None:
+        return None
+    if not isinstance(token, str | bytes):
+        raise TypeError(f"a token must be a string or bytes, not {type(token).__name__}")
+    if not token:
+        raise ValueError("a token must not be empty")
+    return token.encode() if isinstance(token, str) else token
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Check a number of seconds that must be given.
+
+    :raises TypeError: it is no number
+    :raises ValueError: it is negative or not a number
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be seconds, not {value!r:.60}")
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, but is {value!r}")
+
+
+def allowed_users(users: Users) -> frozenset[int] | None:
+    """The ids of the users who may connect; None for all of them.
+
+    :raises TypeError: it is neither a collection of user ids nor one of the two words
+    :raises ValueError: nobody could connect
+    """
+    if users == "same":
+        return frozenset((os.geteuid(),))
+    if users == "any":
+        return None
+    if isinstance(users, str | bytes) or not isinstance(users, Collection):
+        raise TypeError(f'users must be "same", "any" or a collection of user ids, not {users!r}')
+    for user in users:
+        if isinstance(user, bool) or not isinstance(user, int):
+            raise TypeError(f"users must contain user ids, which are integers, not {user!r:.60}")
+    if not users:
+        raise ValueError("users must not be empty: nobody could connect")
+    return frozenset(users)
+
+
+def file_mode(mode: int | None, users: Users) -> int:
+    """The permissions of a socket's file; by default those that let the users in.
+
+    :raises TypeError: it is no integer
+    :raises ValueError: it is no set of permissions
+    """
+    if mode is None:
+        return PRIVATE if users == "same" else PUBLIC
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"mode must be an integer such as 0o600, not {mode!r:.60}")
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"mode must be from 0 to 0o777, not {mode:#o}")
+    return mode
+
+
+def check_network_security(
+    address: TcpAddress,
+    resolved: Sequence[Resolved],
+    tls: ssl.SSLContext | None,
+    token: bytes | None,
+) -> None:
+    """:raises AddressError: anybody could connect, or listen in"""
+    if tls is None and not is_loopback(resolved):
+        raise AddressError(
+            f"{address} can be reached from other machines: give tls=, or insecure=True"
+        )
+    certificates = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
+    if token is None and not certificates:
+        raise AddressError(
+            f"whoever can reach {address} could connect, be it other users of this machine: give "
+            "token=, or a tls context that requires client certificates, or insecure=True"
+        )

@@ -1,0 +1,146 @@
+"""What exchanges messages in a session: made together, opened together, ended together.
+
+Layer 2, inside the session. Above: the connection, which decides when. Below: its parts.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from asyncipc.errors import IPCError
+from asyncipc.session.calls import Calls
+from asyncipc.session.dispatch import Dispatch
+from asyncipc.session.handlers import HandlerChain
+from asyncipc.session.notifications import NotificationReceiver, NotificationSender
+from asyncipc.session.outbox import Outbox
+from asyncipc.session.pings import Pings
+from asyncipc.session.router import Router
+from asyncipc.session.settings import SessionSettings
+from asyncipc.transport.base import Transport
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.handshake import RemoteLimits
+from asyncipc.wire.messages import GOODBYE, GoodbyeCode
+
+__all__ = ["Exchange"]
+
+MakeError = Callable[[], Exception]
+
+
+class Exchange:
+    """The parts of one session.
+
+    :param session: the public face, given to handlers
+    :param ended: says why no more calls are accepted
+    """
+
+    __slots__ = (
+        "_codec",
+        "_settings",
+        "_tolerates_noise",
+        "calls",
+        "dispatch",
+        "incoming_notifications",
+        "notifications",
+        "outbox",
+        "pings",
+        "router",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        settings: SessionSettings,
+        handlers: HandlerChain,
+        session: Any,
+        ended: Callable[[], IPCError],
+    ) -> None:
+        self._settings = settings
+        self._tolerates_noise = transport.tolerates_noise
+        self.outbox = outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
+        self.calls = Calls(loop, outbox, session, settings, ended)
+        self.dispatch = Dispatch(loop, outbox, session, handlers, settings)
+        self.notifications = NotificationSender(loop, outbox, ended)
+        self.incoming_notifications = NotificationReceiver(
+            self.dispatch, outbox, handlers, settings.limits, self.dispatch.set_idle
+        )
+        self.dispatch.also_running = self.incoming_notifications.running
+        self.pings = Pings(loop, outbox)
+        self.router: Router | None = None  # when the session stands
+
+    def open(
+        self,
+        codec: Codec,
+        limits: RemoteLimits,
+        *,
+        goodbye: Callable[[list[Any]], None],
+        noise: Callable[[bytes], None],
+    ) -> Router:
+        """Begin, as the handshake has settled it; the router takes what comes from now on.
+
+        :param goodbye: called with a goodbye of the other side
+        :param noise: called with bytes between frames
+        """
+        self._codec = codec
+        self.router = Router(
+            codec,
+            self.calls,
+            self.dispatch,
+            self.notifications,
+            self.incoming_notifications,
+            self.pings,
+            max_message=self._settings.limits.max_message,
+            tolerates_noise=self._tolerates_noise,
+            goodbye=goodbye,
+            noise=noise,
+        )
+        self.dispatch.open(codec)
+        self.incoming_notifications.open(codec)
+        self.pings.open(codec)
+        self.calls.open(codec, limits.max_requests)
+        self.notifications.open(codec, limits.notification_credit)
+        self.outbox.open(codec, max_frame=limits.max_frame, max_message=limits.max_message)
+        return self.router
+
+    def say_goodbye(self, code: GoodbyeCode, reason: str) -> None:
+        """Tell the other side that this one ends the session, and what it has taken."""
+        goodbye = [GOODBYE, self.dispatch.last_accepted, int(code), reason]
+        self.outbox.put_now(self._codec.encode(goodbye, []))
+
+    def refuse_after(self, last_id: int, make_error: MakeError) -> None:
+        """The other side closes: what it has not taken by ``last_id`` it will not start."""
+        self.outbox.accepts_calls = False
+        self.calls.refuse_after(last_id)
+        self.calls.fail_waiting(make_error)
+        self.notifications.gate.fail(make_error)
+
+    def lose_answers(self, make_error: MakeError) -> None:
+        """The other side sends no more: no answer can come."""
+        self.outbox.accepts_calls = False
+        self.calls.close(make_error)
+        self.pings.close(make_error)
+        self.notifications.gate.fail(make_error)
+
+    def stop(self, make_error: MakeError) -> None:
+        """This side closes: give up its own calls, start none of the other side's."""
+        self.outbox.accepts_calls = False
+        self.dispatch.refusal = "the session is closing"
+        self.calls.abandon_all(make_error)
+        self.notifications.gate.fail(make_error)
+
+    async def drain(self) -> None:
+        """Wait until the handlers are done and all has been handed to the kernel."""
+        await self.dispatch.drain()
+        await self.outbox.drained()
+
+    def close(self, make_error: MakeError) -> None:
+        """The session is over: wake every waiter, cancel what runs, drop what was not sent."""
+        self.lose_answers(make_error)
+        self.dispatch.close()
+        self.incoming_notifications.close()
+        self.outbox.close()
+
+    def _room_again(self) -> None:
+        self.dispatch.room_again()
+        self.calls.update_gates()
+        self.notifications.gate.update()

@@ -1,0 +1,1 @@
+"""asyncipc side by side with what one would pick instead: same work, one run, one table."""

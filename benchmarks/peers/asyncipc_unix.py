@@ -1,0 +1,99 @@
+"""asyncipc over a unix socket, through its public names alone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import asyncipc
+from benchmarks.worker import MESSAGE, bulk_data, obey_async, session_commands
+
+
+def make_peer() -> asyncipc.Peer:
+    """A peer with every handler the benchmarks ask for."""
+    peer = asyncipc.Peer()
+    counted = 0
+
+    @peer.on_request("echo")
+    def echo(n: int, text: str) -> dict[str, Any]:
+        return {"n": n, "text": text}
+
+    @peer.on_request("echo_async")
+    async def echo_async(n: int, text: str) -> dict[str, Any]:
+        return {"n": n, "text": text}
+
+    @peer.on_notification("count")
+    def count(n: int, text: str) -> None:
+        nonlocal counted
+        counted += 1
+
+    @peer.on_request("get_counted")
+    def get_counted() -> int:
+        return counted
+
+    @peer.on_request("store")
+    def store(data: bytes) -> int:
+        return len(data)
+
+    return peer
+
+
+def commands(
+    session: asyncipc.Session, method: str = "echo"
+) -> Mapping[str, Callable[[int], Awaitable[Any]]]:
+    """What a client with a session can be asked to measure."""
+
+    async def notify(count: int) -> float:
+        before = await session.request("get_counted")
+        begin = perf_counter()
+        for _ in range(count):
+            await session.notify("count", MESSAGE)
+        assert await session.request("get_counted") == before + count
+        return count / (perf_counter() - begin)
+
+    async def bulk(size: int) -> float:
+        data = bulk_data(size)
+        begin = perf_counter()
+        assert await session.request("store", data) == size
+        return perf_counter() - begin
+
+    async def ping_during_bulk(size: int) -> float:
+        """Milliseconds of the slowest of the pings sent one behind the other."""
+        transfer = asyncio.create_task(session.request("store", bulk_data(size)))
+        await asyncio.sleep(0)
+        slowest = 0.0
+        while not transfer.done():
+            begin = perf_counter()
+            await session.ping()
+            slowest = max(slowest, perf_counter() - begin)
+        assert await transfer == size
+        assert slowest > 0, "the transfer was over before a ping was sent"
+        return slowest * 1000
+
+    return {
+        **session_commands(session.request, method),
+        "notify": notify,
+        "bulk": bulk,
+        "ping_during_bulk": ping_during_bulk,
+    }
+
+
+def serve(path: str, ready: Callable[[], None]) -> None:
+    """Serve until killed."""
+
+    async def main() -> None:
+        async with make_peer() as peer, peer.serve(f"unix:{path}") as server:
+            ready()
+            await server.wait_closed()
+
+    asyncipc.run(main())
+
+
+def client(path: str, method: str = "echo") -> None:
+    """Connect and measure."""
+
+    async def main() -> None:
+        async with asyncipc.Peer() as peer, peer.connect(f"unix:{path}") as session:
+            await obey_async(commands(session, method))
+
+    asyncipc.run(main())
