@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from asyncipc.wire.json_codec import JSON as JSON
     from asyncipc.wire.msgpack_codec import MessagePack as MessagePack
     from asyncipc.wire.types import message as message
+    from asyncipc.wire.values import Extension as Extension
 
 __version__ = "0.1.0"
 
@@ -91,6 +92,7 @@ _MODULES = {
     "asyncipc.wire.json_codec": ("JSON",),
     "asyncipc.wire.msgpack_codec": ("MessagePack",),
     "asyncipc.wire.types": ("message",),
+    "asyncipc.wire.values": ("Extension",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -16,16 +16,16 @@ __all__ = ["LazyModule"]
 class LazyModule:
     """Stands for a module until one of its names is asked for::
 
-        if TYPE_CHECKING:
-            from asyncipc.peer import spawning
-        else:
-            spawning = LazyModule("asyncipc.peer.spawning")
+    if TYPE_CHECKING:
+        from asyncipc.peer import spawning
+    else:
+        spawning = LazyModule("asyncipc.peer.spawning")
     """
-
-    __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self._name), name)
+        value = getattr(import_module(self._name), name)
+        self.__dict__[name] = value  # found without this function from now on
+        return value

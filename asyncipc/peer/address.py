@@ -138,7 +138,7 @@ def _parse_unix(rest: str) -> UnixAddress:
 def _parse_tcp(rest: str) -> TcpAddress:
     host, colon, digits = rest.rpartition(":")
     port = _number(digits, MAX_PORT)
-    if not colon or port is None or "/" in host:
+    if not colon or port is None or "/" in host or "\0" in host:
         raise AddressError(
             f"expected tcp:host:port with a port from 0 to {MAX_PORT}, not 'tcp:{rest}'"
         )

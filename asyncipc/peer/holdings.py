@@ -3,13 +3,18 @@
 Layer 3, inside the peer. Below: session.
 """
 
-import asyncio
-from collections.abc import Callable
+from __future__ import annotations
 
-from asyncipc.config import Limits
-from asyncipc.peer.server import Server
-from asyncipc.session.session import Session
-from asyncipc.session.settings import SessionSettings
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncipc.config import Limits
+    from asyncipc.peer.server import Server
+    from asyncipc.session.session import Session
+    from asyncipc.session.settings import SessionSettings
 
 __all__ = ["Holdings"]
 

@@ -52,6 +52,11 @@ class Opening(Coroutine[Any, Any, Opened]):
 
     # What a task asks of a coroutine.
 
+    @property
+    def __name__(self) -> str:
+        name: str = getattr(self._coroutine, "__name__", "opening")
+        return name
+
     def send(self, value: Any) -> Any:
         """See `collections.abc.Coroutine`."""
         return self._coroutine.send(value)

@@ -3,17 +3,25 @@
 Layer 3, inside the peer. Below: session, wire.
 """
 
+import functools
 import os
 import ssl
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from asyncipc.errors import AddressError
+from asyncipc.lazy import LazyModule
 from asyncipc.peer.address import TcpAddress
-from asyncipc.peer.resolving import Resolved, is_loopback
+from asyncipc.session.settings import CodecMaker
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.json_codec import JSON
 from asyncipc.wire.msgpack_codec import MessagePack
+
+if TYPE_CHECKING:
+    from asyncipc.peer import resolving
+    from asyncipc.wire import json_codec
+else:
+    resolving = LazyModule("asyncipc.peer.resolving")
+    json_codec = LazyModule("asyncipc.wire.json_codec")
 
 __all__ = [
     "RequestIds",
@@ -37,18 +45,21 @@ PRIVATE: Final = 0o600
 PUBLIC: Final = 0o666
 
 
-def codec_choice(chosen: str | Codec) -> tuple[Codec, dict[str, Codec]]:
-    """The codec that was chosen, and all that are spoken, by name.
+def codec_choice(chosen: str | Codec) -> tuple[str, dict[str, CodecMaker]]:
+    """The name of the codec that was chosen, and what makes each that is spoken, by name.
 
     :raises ValueError: there is none of that name
     """
-    codecs: dict[str, Codec] = {codec.name: codec for codec in (MessagePack(), JSON())}
+    makers: dict[str, CodecMaker] = {
+        "msgpack": functools.cache(MessagePack),
+        "json": functools.cache(lambda: json_codec.JSON()),
+    }
     if not isinstance(chosen, str):
-        codecs[chosen.name] = chosen
-        return chosen, codecs
-    if chosen not in codecs:
-        raise ValueError(f"codec must be one of {', '.join(codecs)} or a Codec, not {chosen!r}")
-    return codecs[chosen], codecs
+        makers[chosen.name] = lambda: chosen
+        return chosen.name, makers
+    if chosen not in makers:
+        raise ValueError(f"codec must be one of {', '.join(makers)} or a Codec, not {chosen!r}")
+    return chosen, makers
 
 
 def id_source(request_ids: RequestIds | None) -> Callable[[], object] | None:
@@ -127,12 +138,12 @@ def file_mode(mode: int | None, users: Users) -> int:
 
 def check_network_security(
     address: TcpAddress,
-    resolved: Sequence[Resolved],
+    resolved: "Sequence[resolving.Resolved]",
     tls: ssl.SSLContext | None,
     token: bytes | None,
 ) -> None:
     """:raises AddressError: anybody could connect, or listen in"""
-    if tls is None and not is_loopback(resolved):
+    if tls is None and not resolving.is_loopback(resolved):
         raise AddressError(
             f"{address} can be reached from other machines: give tls=, or insecure=True"
         )

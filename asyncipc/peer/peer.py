@@ -3,16 +3,16 @@
 Layer 3. Above: pools, services' daemons, the command line. Below: session, transport, process.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from asyncipc.config import NETWORK_LIMITS, Limits, Timeouts
 from asyncipc.errors import AddressError
+from asyncipc.lazy import LazyModule
 from asyncipc.peer.address import (
     ExecAddress,
     FdAddress,
@@ -20,14 +20,9 @@ from asyncipc.peer.address import (
     UnixAddress,
     parse_address,
 )
-from asyncipc.peer.companion import ChildCompanion
-from asyncipc.peer.connecting import NOT_THERE_YET, open_transport, retry
 from asyncipc.peer.holdings import Holdings
-from asyncipc.peer.listening import ListeningSocket, listen_tcp, listen_unix
 from asyncipc.peer.opening import Opening
 from asyncipc.peer.options import (
-    RequestIds,
-    Users,
     allowed_users,
     check_network_security,
     check_seconds,
@@ -36,23 +31,41 @@ from asyncipc.peer.options import (
     id_source,
     token_bytes,
 )
-from asyncipc.peer.resolving import resolve
-from asyncipc.peer.server import Server
-from asyncipc.peer.spawning import Channel, spawn_child
-from asyncipc.peer.wrapping import Readable, Writable, wrap_streams
-from asyncipc.process.lifeline import arm_inherited_lifeline
-from asyncipc.process.stderr import StderrMode
 from asyncipc.session.handlers import Handlers
 from asyncipc.session.params import check_timeout
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
-from asyncipc.transport import stdio
-from asyncipc.transport.base import Transport
-from asyncipc.transport.memory import memory_transports
-from asyncipc.transport.sockets import SocketTransport
-from asyncipc.wire.codec import Codec
 from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from asyncipc.peer import companion, connecting, listening, resolving, spawning, wrapping
+    from asyncipc.peer import server as serving
+    from asyncipc.peer.options import RequestIds, Users
+    from asyncipc.peer.server import Server
+    from asyncipc.peer.spawning import Channel
+    from asyncipc.peer.wrapping import Readable, Writable
+    from asyncipc.process import lifeline
+    from asyncipc.process.stderr import StderrMode
+    from asyncipc.transport import memory, sockets, stdio
+    from asyncipc.transport.base import Transport
+    from asyncipc.wire.codec import Codec
+else:  # a peer needs few of these: each is imported by the first session that does
+    companion = LazyModule("asyncipc.peer.companion")
+    connecting = LazyModule("asyncipc.peer.connecting")
+    listening = LazyModule("asyncipc.peer.listening")
+    resolving = LazyModule("asyncipc.peer.resolving")
+    serving = LazyModule("asyncipc.peer.server")
+    spawning = LazyModule("asyncipc.peer.spawning")
+    wrapping = LazyModule("asyncipc.peer.wrapping")
+    lifeline = LazyModule("asyncipc.process.lifeline")
+    memory = LazyModule("asyncipc.transport.memory")
+    sockets = LazyModule("asyncipc.transport.sockets")
+    stdio = LazyModule("asyncipc.transport.stdio")
 
 __all__ = ["Peer", "memory_pair"]
 
@@ -266,9 +279,9 @@ class Peer(Handlers):
         token: bytes | None,
         retry_for: float,
     ) -> Session:
-        transport = await retry(
-            lambda: open_transport(address, tls, self._timeouts.handshake),
-            NOT_THERE_YET,
+        transport = await connecting.retry(
+            lambda: connecting.open_transport(address, tls, self._timeouts.handshake),
+            connecting.NOT_THERE_YET,
             retry_for,
         )
         return await self._open(transport, Role.CONNECTING, token=token)
@@ -282,7 +295,7 @@ class Peer(Handlers):
         channel: Channel,
     ) -> Session:
         settings = self._settings_for(self._limits or Limits())
-        spawned = spawn_child(
+        spawned = spawning.spawn_child(
             argv,
             env=env,
             cwd=cwd,
@@ -291,22 +304,24 @@ class Peer(Handlers):
             stderr_tail=settings.limits.stderr_tail,
         )
         session = Session(spawned.transport, Role.CONNECTING, settings, self)
-        companion = ChildCompanion(spawned.process, spawned.stderr, self._timeouts.terminate)
-        session.accompany(spawned.process, companion)
+        child = companion.ChildCompanion(
+            spawned.process, spawned.stderr, self._timeouts.terminate
+        )
+        session.accompany(spawned.process, child)
         return await self._here().open_session(session)
 
     async def _stdio(self) -> Session:
-        arm_inherited_lifeline()
+        lifeline.arm_inherited_lifeline()
         channel = stdio.inherited_socketpair()
         transport: Transport
         if channel is not None:
-            transport = SocketTransport(channel, description="inherited socketpair")
+            transport = sockets.SocketTransport(channel, description="inherited socketpair")
         else:
             transport = stdio.claim()
         return await self._open(transport, Role.LISTENING)
 
     async def _wrap(self, reader: Readable, writer: Writable | None) -> Session:
-        return await self._open(wrap_streams(reader, writer), Role.EITHER)
+        return await self._open(wrapping.wrap_streams(reader, writer), Role.EITHER)
 
     async def _serve_unix(
         self,
@@ -317,8 +332,8 @@ class Peer(Handlers):
         on_session: Callable[[Session], object] | None,
     ) -> Server:
         limits = self._limits or Limits()
-        listening = listen_unix(address, mode)
-        return self._serve(listening, address, limits, token, on_session, users=users)
+        socket = listening.listen_unix(address, mode)
+        return self._serve(socket, address, limits, token, on_session, users=users)
 
     async def _serve_tcp(
         self,
@@ -328,17 +343,17 @@ class Peer(Handlers):
         insecure: bool,
         on_session: Callable[[Session], object] | None,
     ) -> Server:
-        resolved = await resolve(address)
+        resolved = await resolving.resolve(address)
         if not insecure:
             check_network_security(address, resolved, tls, token)
         limits = self._limits or NETWORK_LIMITS
-        listening = listen_tcp(address, resolved)
-        address = TcpAddress(address.host, listening.sock.getsockname()[1])
-        return self._serve(listening, address, limits, token, on_session, tls=tls)
+        socket = listening.listen_tcp(address, resolved)
+        address = TcpAddress(address.host, socket.sock.getsockname()[1])
+        return self._serve(socket, address, limits, token, on_session, tls=tls)
 
     def _serve(
         self,
-        listening: ListeningSocket,
+        socket: listening.ListeningSocket,
         address: UnixAddress | TcpAddress,
         limits: Limits,
         token: bytes | None,
@@ -356,8 +371,8 @@ class Peer(Handlers):
             session = Session(transport, Role.LISTENING, settings, self, token=token)
             return await here.open_session(session, on_open)
 
-        server = Server(
-            listening,
+        server = serving.Server(
+            socket,
             address,
             open_session,
             tls=tls,
@@ -414,7 +429,7 @@ async def memory_pair(first: Peer, second: Peer) -> AsyncIterator[tuple[Session,
     :returns: a context manager for the session of ``first`` and that of ``second``; both are
         closed at the end
     """
-    ours, theirs = memory_transports()
+    ours, theirs = memory.memory_transports()
     session, other = await asyncio.gather(
         first._open(ours, Role.CONNECTING),  # noqa: SLF001
         second._open(theirs, Role.LISTENING),  # noqa: SLF001

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from inspect import Parameter, Signature
 from types import NoneType, SimpleNamespace, UnionType
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     Final,
@@ -24,8 +25,14 @@ from typing import (
     get_type_hints,
 )
 
+from asyncipc.lazy import LazyModule
 from asyncipc.session.context import Call
-from asyncipc.wire.types import check_annotation, wire_name
+from asyncipc.wire.registry import wire_name
+
+if TYPE_CHECKING:
+    from asyncipc.wire import types
+else:  # not needed by those who register no handlers, or none with annotations
+    types = LazyModule("asyncipc.wire.types")
 
 __all__ = [
     "accepted_classes",
@@ -141,12 +148,12 @@ def checkable(annotation: Any) -> Any:
     :raises TypeError: it cannot be checked (a union of two dataclasses, for example)
     """
     try:
-        check_annotation(annotation)
+        types.check_annotation(annotation)
     except TypeError:
         replaced = _with_messages_by_class(annotation)
         if replaced is None:
             raise
-        check_annotation(replaced)
+        types.check_annotation(replaced)
         return replaced
     return annotation
 

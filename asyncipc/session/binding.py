@@ -18,9 +18,10 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncipc.errors import DecodeError, InvalidParams
+from asyncipc.lazy import LazyModule
 from asyncipc.session.annotations import (
     accepted_classes,
     checkable,
@@ -31,7 +32,12 @@ from asyncipc.session.annotations import (
     short_repr,
 )
 from asyncipc.session.context import Call
-from asyncipc.wire.types import convert, is_message
+from asyncipc.wire.registry import is_message
+
+if TYPE_CHECKING:
+    from asyncipc.wire import types
+else:  # needed for values that are not of the annotated class itself
+    types = LazyModule("asyncipc.wire.types")
 
 __all__ = ["Invoke", "prepare"]
 
@@ -119,7 +125,7 @@ class _Slot:
         if is_message(value) and isinstance(value, classes):
             return value  # an object of a registered subclass
         try:
-            return convert(value, self.annotation)
+            return types.convert(value, self.annotation)
         except DecodeError as error:
             text = (
                 f"{_method(call)}() parameter {short_repr(name or self.name)}: expected "

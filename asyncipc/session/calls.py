@@ -36,7 +36,8 @@ from asyncipc.session.params import (
 from asyncipc.session.progress import OnProgress, ProgressRelay
 from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
-from asyncipc.wire.codec import BrokenMessage, Codec
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import CANCEL, REQUEST, check_fields
 
 __all__ = ["Calls"]
@@ -306,6 +307,7 @@ class Calls:
             return await relay.run()
         except BaseException:
             self._abandon(answer_id)  # cancelled, or on_progress itself failed
+            await relay.stop()
             raise
         finally:
             del self._progress[answer_id]

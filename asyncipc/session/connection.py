@@ -160,7 +160,7 @@ class Connection:
         if self._greeting is not None:
             self._greeting.stop()
             self._greeting = None
-        codec = self.settings.codecs[agreement.codec]
+        codec = self.settings.codecs[agreement.codec]()
         self._decoder.max_frame = self.settings.limits.max_frame
         self._decoder.leading = codec.leading
         self._decoder.sink = self.exchange.open(

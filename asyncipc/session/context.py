@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Protocol
 
-from asyncipc.errors import LocalProtocolError
+from asyncipc.errors import EncodeError, LocalProtocolError
 
 __all__ = ["Call", "CallOwner", "Progress", "current_call", "progress", "serving"]
 
@@ -56,6 +56,9 @@ class CallOwner(Protocol):
 
     def send_progress(self, call: "Call", update: Progress) -> None:
         """Send, or keep the latest where the outbox is full. On the loop's thread only."""
+
+    def send_progress_from_thread(self, call: "Call", update: Progress) -> None:
+        """The same for all other threads."""
 
     async def room(self) -> None:
         """Wait until the outbox is no longer full."""
@@ -116,21 +119,28 @@ class Call:
         notifications.
 
         :raises TypeError: a number is not a number, or the message not a string
+        :raises ValueError: an integer has more than 64 bits
+        :raises EncodeError: the message is no valid Unicode text
+        :raises FrameTooLarge: the message is larger than the caller takes
         """
         self.report(done, total, message)
         await self._owner.room()
 
     def report(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        """`progress` for plain functions, from any thread. Never waits: while the outbox is full
-        only the latest update is kept."""
+        """`progress` for plain functions, from any thread.
+
+        Never waits: while the outbox is full, or the loop too busy to look after its threads, only
+        the latest update is kept. (From a thread, a message larger than the caller takes is
+        dropped with a warning.)
+        """
         update = _checked_progress(done, total, message)
-        if self.wire_id == 0:
+        if self.wire_id == 0 or self.finished:
             return
         owner = self._owner
         if threading.get_ident() == owner.thread_id:
             owner.send_progress(self, update)
         else:
-            owner.loop.call_soon_threadsafe(owner.send_progress, self, update)
+            owner.send_progress_from_thread(self, update)
 
     def __repr__(self) -> str:
         return f"<Call {self.method!r}{' cancelled' if self.cancelled else ''}>"
@@ -159,10 +169,24 @@ def progress(done: float, total: float | None = None, message: str | None = None
 
 
 def _checked_progress(done: object, total: object, message: object) -> Progress:
-    if isinstance(done, bool) or not isinstance(done, int | float):
-        raise TypeError(f"progress() done must be a number, not {done!r:.60}")
-    if isinstance(total, bool) or not isinstance(total, int | float | None):
-        raise TypeError(f"progress() total must be a number or None, not {total!r:.60}")
+    """An update of exactly the types that the wire has for it."""
+    checked_total = None if total is None else _checked_number("total", total, " or None")
     if not isinstance(message, str | None):
         raise TypeError(f"progress() message must be a string or None, not {message!r:.60}")
-    return Progress(done, total, message)
+    if message is not None:
+        message = str.__str__(message)
+        try:
+            message.encode()
+        except UnicodeEncodeError as error:
+            raise EncodeError(f"progress() message is no valid Unicode text: {error}") from error
+    return Progress(_checked_number("done", done), checked_total, message)
+
+
+def _checked_number(name: str, value: object, alternative: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"progress() {name} must be a number{alternative}, not {value!r:.60}")
+    if isinstance(value, float):
+        return float(value)
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"progress() {name} must fit into 64 bits")
+    return int(value)

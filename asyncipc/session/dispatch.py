@@ -9,11 +9,12 @@ Layer 2, inside the session. Below: wire.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Collection
 from contextvars import Context
-from typing import Any
+from typing import Any, Final
 
 from asyncipc.errors import (
     CallDepthExceeded,
@@ -31,13 +32,21 @@ from asyncipc.session.handlers import Handler, HandlerChain
 from asyncipc.session.outbox import Outbox, Transfer
 from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
-from asyncipc.wire.codec import BrokenMessage, Codec
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import FAULT, PROGRESS, REPLY, check_fields
-from asyncipc.wire.types import is_message
+from asyncipc.wire.registry import is_message
 
 __all__ = ["Dispatch"]
 
 logger = logging.getLogger("asyncipc")
+
+# Updates that threads may have sent before the loop looks at them; then only the latest of each
+# call is kept.
+MAX_FROM_THREADS: Final = 1024
+
+# Held for a moment each time; one lock does for all sessions.
+_waiting_updates: Final = threading.Lock()
 
 
 class Dispatch:
@@ -50,6 +59,7 @@ class Dispatch:
 
     __slots__ = (
         "_codec",
+        "_from_threads",
         "_handlers_of",
         "_held_progress",
         "_idle",
@@ -92,7 +102,8 @@ class Dispatch:
         self.refusal: str | None = None  # why no more requests are started
         self.now = 0.0  # when the bytes being looked at were read
         self._replies: dict[int, Transfer] = {}  # large ones on their way
-        self._held_progress: dict[int, Progress] = {}
+        self._held_progress: dict[int, bytes] = {}  # the latest of each lane
+        self._from_threads: list[tuple[Call, Progress]] = []
         self._room: list[asyncio.Future[None]] = []
         self._idle: asyncio.Future[None] | None = None
         self.requests = 0
@@ -292,16 +303,47 @@ class Dispatch:
         """Send progress in the call's lane, or keep the latest while the outbox is full."""
         if call.finished:
             return
+        lane = call.wire_id + 1
+        data = self._codec.encode([PROGRESS, lane, update.done, update.total, update.message], [])
+        if len(data) > self._outbox.inline_size:
+            self._outbox.check_size(data, ())
         if self._outbox.full:
-            self._held_progress[call.wire_id] = update
+            self._held_progress[lane] = data
         else:
-            self._put_progress(call.wire_id, update)
+            self._put_progress(lane, data)
+
+    def send_progress_from_thread(self, call: Call, update: Progress) -> None:
+        """`send_progress` from another thread; only the latest of a call while many wait."""
+        with _waiting_updates:
+            waiting = self._from_threads
+            if len(waiting) < MAX_FROM_THREADS:
+                waiting.append((call, update))
+            else:
+                latest = next((at for at in _backwards(waiting) if waiting[at][0] is call), None)
+                if latest is None:
+                    waiting.append((call, update))
+                else:
+                    waiting[latest] = (call, update)
+            if len(waiting) > 1:
+                return
+        # RuntimeError: the loop is closed, and with it the session.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._take_from_threads)
+
+    def _take_from_threads(self) -> None:
+        with _waiting_updates:
+            waiting, self._from_threads = self._from_threads, []
+        for call, update in waiting:
+            try:
+                self.send_progress(call, update)
+            except FrameTooLarge as error:
+                logger.warning("progress of %r was dropped: %s", call.method, error)
 
     def room_again(self) -> None:
         """The outbox is no longer full: what was held back may go."""
         held, self._held_progress = self._held_progress, {}
-        for wire_id, update in held.items():
-            self._put_progress(wire_id, update)
+        for lane, data in held.items():
+            self._put_progress(lane, data)
         waiting, self._room = self._room, []
         for future in waiting:
             if not future.done():
@@ -315,14 +357,16 @@ class Dispatch:
             await future
 
     def _release_progress(self, call: Call) -> None:
-        update = self._held_progress.pop(call.wire_id, None)
-        if update is not None:
-            self._put_progress(call.wire_id, update)
+        lane = call.wire_id + 1
+        data = self._held_progress.pop(lane, None)
+        if data is not None:
+            self._put_progress(lane, data)
 
-    def _put_progress(self, wire_id: int, update: Progress) -> None:
-        lane = wire_id + 1
-        fields = [PROGRESS, lane, update.done, update.total, update.message]
-        self._outbox.put(self._codec.encode(fields, []), lane)
+    def _put_progress(self, lane: int, data: bytes) -> None:
+        if len(data) > self._outbox.inline_size:
+            self._outbox.put_large([data], lane)
+        else:
+            self._outbox.put(data, lane)
 
     # -- the session -------------------------------------------------------------------------
 
@@ -345,6 +389,10 @@ class Dispatch:
         """Something that `drain` may wait for has ended."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+
+def _backwards(items: list[Any]) -> range:
+    return range(len(items) - 1, -1, -1)
 
 
 def _not_found(method: str) -> MethodNotFound:

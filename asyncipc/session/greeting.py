@@ -57,7 +57,7 @@ class Greeting:
     ) -> None:
         self._handshake = Handshake(
             role,
-            codec=settings.codec.name,
+            codec=settings.codec,
             codecs=settings.codecs,
             limits=settings.limits,
             instance=os.urandom(16),

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar, overload, runtime_che
 from asyncipc.session.annotations import implementation
 from asyncipc.session.binding import Invoke, prepare
 from asyncipc.session.context import Call
-from asyncipc.wire.types import wire_name
+from asyncipc.wire.registry import wire_name
 
 __all__ = [
     "ANY_METHOD",

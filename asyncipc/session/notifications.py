@@ -25,7 +25,8 @@ from asyncipc.session.handlers import Handler, HandlerChain
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.params import normalize
 from asyncipc.wire.attachments import Buffer
-from asyncipc.wire.codec import BrokenMessage, Codec
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import CREDIT, NOTIFY, check_fields
 
 __all__ = ["NotificationReceiver", "NotificationSender"]

@@ -40,6 +40,8 @@ PART_SIZE: Final = 256 * 1024
 # What one turn of the loop may write before others get their turn.
 TURN_SIZE: Final = 2 * 1024 * 1024
 
+# Bytes of a frame that are kept free for what makes one envelope of several messages.
+BATCH_HEADER: Final = 16
 
 # Messages that wait for a side which goes on sending. What is never held back (answers, pongs) is
 # bounded by what a well-behaved side asks for at once; this is far above.
@@ -51,6 +53,14 @@ class Sink(Protocol):
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """See `asyncipc.transport.base.Transport.write`."""
+
+
+class Nowhere:
+    """Takes what is still put after the session's end, and makes nothing of it."""
+
+    def write(self, _buffers: Sequence[Buffer]) -> bool:
+        """Everything fits."""
+        return True
 
 
 class Transfer:
@@ -82,6 +92,7 @@ class Outbox:
         "_lanes",
         "_last_number",
         "_loop",
+        "_max_batch",
         "_max_message",
         "_max_frame",
         "_on_room",
@@ -137,7 +148,8 @@ class Outbox:
         self._join = codec.join
         self._max_frame = max_frame
         self._max_message = max_message
-        self.inline_size = min(INLINE_SIZE, max_frame // 2)
+        self._max_batch = min(BATCH_SIZE + INLINE_SIZE, max_frame - BATCH_HEADER)
+        self.inline_size = min(INLINE_SIZE, max_frame // 2, max_message)
         self.accepts_calls = True
 
     @property
@@ -312,8 +324,8 @@ class Outbox:
             for item in line:
                 if isinstance(item, Transfer) and item.done is not None:
                     item.done()
+        self._sink = NOWHERE
         self.written()
-        self._blocked = True
 
     def _call_written(self) -> None:
         callbacks, self._on_written = self._on_written, []
@@ -342,7 +354,7 @@ class Outbox:
             envelope = queue[0]
             self._queue = []
             self.size -= len(envelope)
-        elif self.size <= BATCH_SIZE + INLINE_SIZE and not self._lanes:
+        elif self.size <= self._max_batch and not self._lanes:
             self._queue = []
             self.size = 0
             envelope = self._join(queue)
@@ -355,7 +367,7 @@ class Outbox:
         queue = self._queue
         size = taken = 0
         for message in queue:
-            if size and size + len(message) > min(BATCH_SIZE, self._max_frame - 16):
+            if size and size + len(message) > min(BATCH_SIZE, self._max_batch):
                 break
             size += len(message)
             taken += 1
@@ -432,6 +444,9 @@ class Outbox:
             self._on_written.append(transfer.done)  # the transport still reads the buffers
         else:
             transfer.done()
+
+
+NOWHERE: Final = Nowhere()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -6,7 +6,7 @@ Layer 2, inside the session. Below: wire.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from asyncipc.wire.types import is_message, wire_name
+from asyncipc.wire.registry import is_message, wire_name
 
 __all__ = ["DEFAULT_TIMEOUT", "DefaultTimeout", "check_timeout", "normalize"]
 

@@ -7,7 +7,8 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from contextvars import copy_context
+from typing import Any, Final
 
 from asyncipc.session.context import Progress
 
@@ -22,47 +23,65 @@ MAX_KEPT: Final = 256
 class ProgressRelay:
     """Brings updates to ``on_progress``, in order and before the answer.
 
-    A plain function is called at once. An ``async def`` is awaited in the caller's own task; while
-    it is slower than the updates come, the oldest `MAX_KEPT` and the latest are kept. What
+    A plain function is called at once. What an ``async def`` returns is awaited in a task beside
+    the caller's, one update after the other; while that is slower than they come, the oldest
+    `MAX_KEPT` and the latest are kept. Both see the caller's context variables. What
     ``on_progress`` raises is raised to the caller.
     """
 
-    __slots__ = ("_answer", "_is_async", "_kept", "_news", "_on_progress")
+    __slots__ = ("_answer", "_context", "_delivery", "_kept", "_on_progress")
 
     def __init__(self, answer: asyncio.Future[Any], on_progress: OnProgress) -> None:
         self._answer = answer
         self._on_progress = on_progress
+        self._context = copy_context()
         self._kept: deque[Progress] = deque()
-        self._news = asyncio.Event()
-        self._is_async = inspect.iscoroutinefunction(on_progress) or inspect.iscoroutinefunction(
-            type(on_progress).__call__
-        )
+        self._delivery: asyncio.Task[None] | None = None
 
     def update(self, update: Progress) -> None:
         """An update came."""
         if self._answer.done():
             return
-        if self._is_async:
+        if self._delivery is not None and not self._delivery.done():
             if len(self._kept) > MAX_KEPT:
                 self._kept.pop()
             self._kept.append(update)
-            self._news.set()
             return
         try:
-            self._on_progress(update)
+            waiting = self._context.run(self._on_progress, update)
         except Exception as error:  # noqa: BLE001 - handed to the caller, whose function it is
             self._answer.set_exception(error)
+            return
+        if inspect.isawaitable(waiting):
+            self._delivery = self._answer.get_loop().create_task(
+                self._deliver(waiting), context=self._context
+            )
 
     async def run(self) -> Any:
-        """Wait for the answer."""
-        if not self._is_async:
-            return await self._answer
-        on_progress = cast(Callable[[Progress], Awaitable[None]], self._on_progress)
-        self._answer.add_done_callback(lambda _: self._news.set())
-        while not (self._answer.done() and not self._kept):
-            while self._kept:
-                await on_progress(self._kept.popleft())
-            if not self._answer.done():
-                self._news.clear()
-                await self._news.wait()
-        return self._answer.result()
+        """Wait for the answer, and for what has to be told before it.
+
+        An answer that is an error is told at once. `stop` follows on every way out but the good.
+        """
+        answer = await self._answer
+        if self._delivery is not None:
+            await self._delivery
+        return answer
+
+    async def stop(self) -> None:
+        """Tell nothing more."""
+        if self._delivery is not None:
+            self._delivery.cancel()
+            await asyncio.gather(self._delivery, return_exceptions=True)
+
+    async def _deliver(self, waiting: Awaitable[None] | None) -> None:
+        try:
+            while True:
+                if waiting is not None:
+                    await waiting
+                if not self._kept:
+                    return
+                waiting = self._on_progress(self._kept.popleft())
+        except Exception as error:
+            if self._answer.done():
+                raise
+            self._answer.set_exception(error)

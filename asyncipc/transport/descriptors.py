@@ -31,6 +31,9 @@ _PIPE_SIZE: Final = 256 * 1024
 # Large enough that handing a chunk from the thread to the loop costs little beside reading it.
 _FILE_CHUNK: Final = 256 * 1024
 
+# The device of the controlling end of every pseudo terminal; opening it makes another terminal.
+_TERMINAL_CONTROLLER: Final = os.makedev(5, 2)
+
 
 class PolledDescriptor:
     """A pipe, FIFO, terminal, socket or device that the loop can poll; its reads never block.
@@ -53,7 +56,7 @@ class PolledDescriptor:
         _enlarge_pipe(self.fd)
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill some of the buffer; 0 at the end of input, BlockingIOError where nothing is there."""
+        """Fill some of the buffer; 0 at the end of input, BlockingIOError with nothing there."""
         return os.readv(self.fd, (buffer,))
 
     def send(self, buffer: Buffer) -> int:
@@ -109,7 +112,7 @@ class FileDescriptor:
         self._go_on()
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill some of the buffer; 0 at the end of input, BlockingIOError where nothing is there."""
+        """Fill some of the buffer; 0 at the end of input, BlockingIOError with nothing there."""
         chunk = self._chunk
         if chunk is None:
             raise BlockingIOError
@@ -186,8 +189,8 @@ def open_descriptor(fd: int) -> PolledDescriptor | FileDescriptor:
 
 def _is_pollable(fd: int) -> bool:
     """False for regular files, folders and devices like ``/dev/null``."""
+    mode = os.fstat(fd).st_mode
     if sys.platform != "linux":
-        mode = os.fstat(fd).st_mode
         return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
     with select.epoll() as epoll:
         try:
@@ -204,10 +207,10 @@ def _open_again(fd: int) -> int | None:
     """
     path = f"/proc/self/fd/{fd}"
     try:
-        if not os.readlink(path).startswith("pipe:["):
-            # Raises for all but terminals, also for the controlling end of a pseudo terminal: to
-            # open that again makes another terminal.
-            os.ttyname(fd)
+        is_pipe = os.readlink(path).startswith("pipe:[")  # noqa: PTH115 - no path: a name in brackets
+        is_terminal = os.isatty(fd) and os.fstat(fd).st_rdev != _TERMINAL_CONTROLLER
+        if not (is_pipe or is_terminal):
+            return None
         access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         return os.open(path, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

@@ -9,10 +9,9 @@ import os
 import socket
 import stat
 
-from asyncipc.transport.base import Receiver
 from asyncipc.transport.descriptors import FileDescriptor, PolledDescriptor, open_descriptor
 from asyncipc.transport.polled import PolledTransport
-from asyncipc.transport.readiness import Watch
+from asyncipc.transport.readiness import unwatch_hangup, watch_hangup
 
 __all__ = ["PipeTransport"]
 
@@ -35,7 +34,7 @@ class PipeTransport(PolledTransport):
     :raises OSError: a descriptor is not open, or there are too many
     """
 
-    __slots__ = ("_input", "_output", "_reader_watch")
+    __slots__ = ("_input", "_output")
 
     def __init__(
         self, read_fd: int, write_fd: int, *, description: str, tolerates_noise: bool = True
@@ -53,7 +52,6 @@ class PipeTransport(PolledTransport):
             self._input.close()
             raise
         self._output: PolledDescriptor | FileDescriptor | None = output
-        self._reader_watch: Watch | None = None
         super().__init__(
             self._input.fd,
             output.fd,
@@ -65,35 +63,28 @@ class PipeTransport(PolledTransport):
             credentials=None,
         )
 
-    def start(self, receiver: Receiver) -> None:
-        super().start(receiver)
-        if not self._output_ended:
-            # An error on the end we write means that the end the other side reads is closed.
-            self._reader_watch = Watch.for_hangup(self._loop, self._write_fd, self._finish)
-
     def _poll_input(self, poll: bool) -> None:
         if isinstance(self._input, FileDescriptor):
             self._input.poll(self._loop, self._read_ready if poll else None)
         else:
             super()._poll_input(poll)
 
-    def _watch_hangup(self, watch: bool) -> None:
-        """Nothing to do: the end we write is watched all the time."""
-
     def _shut_output(self) -> None:
         if stat.S_ISSOCK(os.fstat(self._write_fd).st_mode):
             with socket.socket(fileno=os.dup(self._write_fd)) as sock:
                 sock.shutdown(socket.SHUT_WR)
+        # From now on the end of what the other side writes is the end of all.
+        unwatch_hangup(self._loop, self._hangup_fd)
         self._close_output()
+        self._hangup_fd = self._read_fd
+        watch_hangup(self._loop, self._hangup_fd, self._finish)
 
     def _close_descriptors(self) -> None:
-        self._input.close()
+        # In this order, for where both are one description: its flags were read by the first.
         self._close_output()
+        self._input.close()
 
     def _close_output(self) -> None:
-        if self._reader_watch is not None:
-            self._reader_watch.close()
-            self._reader_watch = None
         if self._output is not None:
             self._output.close()
             self._output = None

@@ -13,7 +13,14 @@ from typing import Final
 
 from asyncipc.errors import LocalProtocolError
 from asyncipc.transport.base import Buffer, Credentials, Receiver
-from asyncipc.transport.readiness import IOV_MAX, Watch, hung_up, unread, unsent
+from asyncipc.transport.readiness import (
+    IOV_MAX,
+    hung_up,
+    unread,
+    unsent,
+    unwatch_hangup,
+    watch_hangup,
+)
 
 __all__ = ["PolledTransport"]
 
@@ -35,7 +42,7 @@ class PolledTransport(abc.ABC):
     __slots__ = (
         "__weakref__",
         "_ended",
-        "_hangup_watch",
+        "_hangup_fd",
         "_input_ended",
         "_loop",
         "_output_ended",
@@ -74,6 +81,7 @@ class PolledTransport(abc.ABC):
         self.credentials = credentials
         self._read_fd = read_fd
         self._write_fd = write_fd
+        self._hangup_fd = write_fd  # where it shows that the other side is gone altogether
         self._read_into = read_into
         self._send = send
         self._send_many = send_many
@@ -84,7 +92,6 @@ class PolledTransport(abc.ABC):
         self._polls_output = False
         self._unsent: list[Buffer] = []
         self._write_error: OSError | None = None
-        self._hangup_watch: Watch | None = None
 
     # What subclasses add
 
@@ -96,9 +103,13 @@ class PolledTransport(abc.ABC):
     def _close_descriptors(self) -> None:
         """Close all that is owned; the loop polls none of it any more."""
 
+    def _take_error(self) -> OSError | None:
+        """What the kernel noted about the connection and has not told yet."""
+        return None
+
     def _other_side_gone(self) -> bool:
-        """At the end of input: is this a hang-up and not only a half close?"""
-        return hung_up(self._write_fd)
+        """Whether the end of input is a hang-up, and not only a half close."""
+        return hung_up(self._hangup_fd)
 
     def _poll_input(self, poll: bool) -> None:
         """Have the loop call `_read_ready`, or no longer."""
@@ -124,6 +135,7 @@ class PolledTransport(abc.ABC):
         self._receiver = receiver
         self._reading = True
         self._poll_input(True)
+        watch_hangup(self._loop, self._hangup_fd, self._finish)
 
     def close(self) -> None:
         if not self._ended:
@@ -135,7 +147,7 @@ class PolledTransport(abc.ABC):
         if not hasattr(self, "_loop"):  # never started, so there is nobody to tell
             self._close_descriptors()
             return
-        self._watch_hangup(False)
+        unwatch_hangup(self._loop, self._hangup_fd)
         if self._reading:
             self._reading = False
             self._poll_input(False)
@@ -150,12 +162,10 @@ class PolledTransport(abc.ABC):
         if self._reading:
             self._reading = False
             self._poll_input(False)
-            self._watch_hangup(True)
 
     def resume_reading(self) -> None:
         if not (self._reading or self._input_ended or self._ended):
             self._reading = True
-            self._watch_hangup(False)
             self._poll_input(True)
 
     def _read_ready(self) -> None:
@@ -185,28 +195,20 @@ class PolledTransport(abc.ABC):
         self._input_ended = True
         self._reading = False
         self._poll_input(False)
-        self._watch_hangup(True)
         self._receiver.end_of_input()
 
-    def _watch_hangup(self, watch: bool) -> None:
-        """While nothing is read, notice a hang-up all the same."""
-        if watch:
-            self._hangup_watch = Watch.for_hangup(self._loop, self._write_fd, self._finish)
-        elif self._hangup_watch is not None:
-            self._hangup_watch.close()
-            self._hangup_watch = None
-
-    def _finish(self, error: OSError | None = None) -> None:
+    def _finish(self) -> None:
         """The other side is gone: deliver what the kernel still holds, then end.
 
         Also while reading is paused, because what paused it may be waiting for the dead. The
         amount is bounded by the kernel's buffer: a peer that reads no more but goes on writing
         cannot keep this going.
         """
+        if self._ended:
+            return
+        error = self._read_rest() or self._take_error()
         if not self._ended:
-            error = self._read_rest() or error
-        if not self._ended:
-            self._end(error or self._unsent_error())
+            self._end(self._write_error or error or self._unsent_error())
 
     def read_available(self) -> None:
         if not self._ended and (error := self._read_rest()):
@@ -292,7 +294,7 @@ class PolledTransport(abc.ABC):
         self._output_ended = True
         self._write_error = error
         self._drop_unsent()
-        self._loop.call_soon(self._finish, error)
+        self._loop.call_soon(self._finish)
 
     def write_eof(self) -> None:
         if self._output_ended:

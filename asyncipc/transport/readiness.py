@@ -1,7 +1,7 @@
 """Questions about descriptors that the loop's own readers and writers cannot answer.
 
-Owns: noticing that the other side hung up without reading from the descriptor, polling a
-descriptor without changing the flags that other processes share, and the rest of a short write.
+Owns: noticing that the other side hung up without reading from the descriptor, and the rest of a
+short write.
 Above: the transports over descriptors. Below: the kernel.
 
 Where there is no epoll (macOS) a hang-up is noticed by the next read or write instead.
@@ -16,63 +16,87 @@ import sys
 import termios
 from collections.abc import Callable, Sequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from asyncipc.transport.base import Buffer
 
-__all__ = ["IOV_MAX", "Watch", "hung_up", "unread", "unsent"]
+__all__ = ["IOV_MAX", "hung_up", "unread", "unsent", "unwatch_hangup", "watch_hangup"]
 
 # The most buffers one sendmsg or writev takes; 1024 on Linux and macOS.
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 
 _HAS_EPOLL: Final = sys.platform == "linux"
 
+# Told in one go before others get their turn; the loop comes back for the rest.
+_HANGUPS_PER_EVENT: Final = 64
 
-class Watch:
-    """Calls ``callback`` in the loop as long as a descriptor is ready, through an epoll of its own.
 
-    The loop polls the epoll, not the descriptor. That allows what ``add_reader`` does not: waiting
-    for a hang-up alone, and leaving the descriptor's flags as they are (uvloop's ``add_reader``
-    makes it, and so everybody who shares it, non-blocking).
+class _HangupWatch:
+    """One epoll of a loop, in which descriptors wait for a hang-up or an error and nothing else.
 
-    :param events: an epoll mask; hang-up and error are always in it, so 0 waits for these alone
+    The loop polls the epoll. That allows what ``add_reader`` does not: to hear of a hang-up while
+    nothing is read. And it is needed even while something is: at an error (a reset, a peer that
+    left bytes unread) uvloop calls a reader once more and then never again.
     """
 
-    __slots__ = ("_epoll", "_loop")
+    __slots__ = ("callbacks", "epoll")
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        fd: int,
-        callback: Callable[[], None],
-        events: int = 0,
-    ) -> None:
-        self._loop = loop
-        self._epoll = select.epoll()
-        try:
-            self._epoll.register(fd, events)
-            loop.add_reader(self._epoll.fileno(), callback)
-        except BaseException:
-            self._epoll.close()
-            raise
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.callbacks: dict[int, Callable[[], object]] = {}
 
-    @classmethod
-    def for_hangup(
-        cls, loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], None]
-    ) -> "Watch | None":
-        """Wait for a hang-up or an error alone; None where that cannot be had."""
-        if not _HAS_EPOLL:
-            return None
-        try:
-            return cls(loop, fd, callback)
-        except OSError:
-            # No descriptor left, or one that cannot be polled: the next read or write tells.
-            return None
+    def tell(self) -> None:
+        for _ in range(_HANGUPS_PER_EVENT):
+            # One at a time: a callback may close other descriptors and open new ones.
+            ready = self.epoll.poll(0, 1)
+            if not ready:
+                return
+            self.callbacks[ready[0][0]]()
+            if self.epoll.closed:  # that was the last of them
+                return
 
-    def close(self) -> None:
-        """Stop calling back. Before the watched descriptor is closed, because numbers are reused."""
-        if not self._epoll.closed:
-            self._loop.remove_reader(self._epoll.fileno())
-            self._epoll.close()
+
+_watches: "WeakKeyDictionary[asyncio.AbstractEventLoop, _HangupWatch]" = WeakKeyDictionary()
+
+
+def watch_hangup(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]) -> bool:
+    """Have the callback called, until `unwatch_hangup`, once the other side hangs up or resets.
+
+    :param fd: a descriptor of the caller's own, to be unwatched before it is closed
+    :returns: False where that cannot be had: without epoll, with no descriptor left, and for
+        files that cannot be polled. The next read or write tells then.
+    """
+    if not _HAS_EPOLL:
+        return False
+    watch = _watches.get(loop)
+    try:
+        if watch is None:
+            watch = _HangupWatch()
+            loop.add_reader(watch.epoll.fileno(), watch.tell)
+            _watches[loop] = watch
+        watch.callbacks[fd] = callback
+        watch.epoll.register(fd, 0)  # hang-up and error are always included
+    except OSError:
+        if watch is not None:
+            _forget(loop, watch, fd)
+        return False
+    return True
+
+
+def unwatch_hangup(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """End what `watch_hangup` began, if it did."""
+    watch = _watches.get(loop)
+    if watch is not None and fd in watch.callbacks:
+        watch.epoll.unregister(fd)
+        _forget(loop, watch, fd)
+
+
+def _forget(loop: asyncio.AbstractEventLoop, watch: _HangupWatch, fd: int) -> None:
+    watch.callbacks.pop(fd, None)
+    if not watch.callbacks:
+        del _watches[loop]
+        loop.remove_reader(watch.epoll.fileno())
+        watch.epoll.close()
 
 
 def hung_up(fd: int) -> bool:

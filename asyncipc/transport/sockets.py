@@ -4,6 +4,7 @@ Owns: the options of a socket and who is at its other end. Above: the peer layer
 sockets. Below: ``polled``.
 """
 
+import os
 import socket
 import struct
 import sys
@@ -50,6 +51,10 @@ class SocketTransport(PolledTransport):
 
     def _shut_output(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
+
+    def _take_error(self) -> OSError | None:
+        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return OSError(number, os.strerror(number)) if number else None
 
     def _close_descriptors(self) -> None:
         self._sock.close()

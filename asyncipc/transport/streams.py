@@ -9,6 +9,7 @@ be seen through them, a hang-up is noticed by the end of input and by a failing 
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
@@ -18,7 +19,7 @@ import anyio.abc
 
 from asyncipc.errors import LocalProtocolError
 from asyncipc.transport.base import Buffer, Receiver
-from asyncipc.transport.readiness import Watch, hung_up
+from asyncipc.transport.readiness import hung_up, unwatch_hangup, watch_hangup
 from asyncipc.transport.sockets import peer_credentials
 
 __all__ = ["StreamTransport"]
@@ -44,7 +45,7 @@ class _Streams(Protocol):
         """The descriptor written to, if it can be seen."""
 
     def is_closing(self) -> bool:
-        """At the end of input: is the other direction known to be over as well?"""
+        """Whether the other direction is known to be over, at the end of input."""
 
     async def receive(self) -> bytes:
         """Empty at the end."""
@@ -85,7 +86,7 @@ class StreamTransport:
         self._input_ended = False
         self._output_ended = False
         self._write_error: Exception | None = None
-        self._hangup_watch: Watch | None = None
+        self._watched_fd: int | None = None
         self._receiver: Receiver | None = None
 
     @classmethod
@@ -137,7 +138,7 @@ class StreamTransport:
     def _end(self, error: Exception | None) -> None:
         if self._closer is None:
             self._output_ended = True
-            self._watch_hangup(False)
+            self._unwatch_hangup()
             self._closer = asyncio.get_running_loop().create_task(self._close(error))
 
     async def _close(self, error: Exception | None) -> None:
@@ -178,7 +179,7 @@ class StreamTransport:
                 if self._closer is not None:
                     return
             self._end_of_input(receiver)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the library raises, it ends this
             self._end(self._write_error or error)
 
     def _deliver(self, receiver: Receiver, data: memoryview) -> None:
@@ -195,16 +196,21 @@ class StreamTransport:
             self._end(self._write_error)
             return
         self._input_ended = True
-        self._watch_hangup(True)
+        self._watch_hangup()
         receiver.end_of_input()
 
-    def _watch_hangup(self, watch: bool) -> None:
-        if watch and self._fd is not None:
-            loop = asyncio.get_running_loop()
-            self._hangup_watch = Watch.for_hangup(loop, self._fd, self.close)
-        elif self._hangup_watch is not None:
-            self._hangup_watch.close()
-            self._hangup_watch = None
+    def _watch_hangup(self) -> None:
+        """Nothing is read any more, so the end of the other direction would not be noticed."""
+        if self._fd is not None:
+            # A copy: the library closes its own when it wants, and the number goes to others.
+            self._watched_fd = os.dup(self._fd)
+            watch_hangup(asyncio.get_running_loop(), self._watched_fd, self.close)
+
+    def _unwatch_hangup(self) -> None:
+        if self._watched_fd is not None:
+            unwatch_hangup(asyncio.get_running_loop(), self._watched_fd)
+            os.close(self._watched_fd)
+            self._watched_fd = None
 
     # Writing
 
@@ -238,7 +244,7 @@ class StreamTransport:
                     break
             if not await self._streams.send_eof() or self._input_ended:
                 self._end(None)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - likewise
             await self._write_failed(error)
 
     async def _write_failed(self, error: Exception) -> None:
@@ -338,7 +344,7 @@ class _AnyioStreams:
             return False
         return True
 
-    async def aclose(self, *, flushed: bool) -> None:
+    async def aclose(self, *, flushed: bool) -> None:  # noqa: ARG002 - these keep nothing back
         # Not anyio.aclose_forcefully: it leaves the second half of a stapled stream open.
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             try:

@@ -5,7 +5,7 @@ layer, which makes the sockets and the contexts. Below: asyncio or uvloop.
 """
 
 import asyncio
-import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -75,15 +75,32 @@ async def accept(
 async def _secure(
     sock: socket.socket, description: str | None, create: Any, **options: Any
 ) -> "TlsTransport":
+    inode = os.fstat(sock.fileno()).st_ino
     try:
         sock.setblocking(False)
         tune(sock)
         transport = TlsTransport(sock, description or f"TLS connection with {sock.getpeername()}")
         await create(lambda: transport, sock=sock, **options)
     except BaseException:
-        sock.close()
+        _close_after_failure(sock, inode)
         raise
     return transport
+
+
+def _close_after_failure(sock: socket.socket, inode: int) -> None:
+    """Close the socket, unless the loop has done so behind the object's back.
+
+    uvloop does, when the connection breaks early in the handshake. To close the number again would
+    close whatever got it since.
+    """
+    try:
+        still_open = os.fstat(sock.fileno()).st_ino == inode
+    except OSError:
+        still_open = False
+    if still_open:
+        sock.close()
+    else:
+        sock.detach()
 
 
 class TlsTransport(asyncio.BufferedProtocol):
@@ -101,7 +118,8 @@ class TlsTransport(asyncio.BufferedProtocol):
         self._receiver: Receiver | None = None
         self._spare = memoryview(b"")
         self._early = b""  # came before start()
-        self._kept = False
+        self._full = False  # the loop's buffer
+        self._kept = False  # ... with our last write in it
         self._paused = False
         self._closed = False  # by us
         self._lost = False
@@ -133,16 +151,19 @@ class TlsTransport(asyncio.BufferedProtocol):
         if self._kept:
             raise LocalProtocolError("write() was called before the last one was finished")
         self._transport.writelines(buffers)
+        self._kept = self._full
         return not self._kept
 
     def read_available(self) -> None:
         """What has come is still encrypted, and in the loop's hands."""
 
     def pause_reading(self) -> None:
+        self._paused = True
         if self._transport is not None and not self._closed:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self._paused = False
         if self._transport is not None and not self._closed:
             self._transport.resume_reading()
 
@@ -174,7 +195,7 @@ class TlsTransport(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=1, low=0)  # with 0 it would always pause
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         if self._receiver is None or self._closed:
             self._spare = memoryview(bytearray(_SPARE_SIZE))
             return self._spare
@@ -193,14 +214,15 @@ class TlsTransport(asyncio.BufferedProtocol):
         """The connection ends with it: `connection_lost` follows."""
 
     def pause_writing(self) -> None:
-        self._kept = True
+        self._full = True
 
     def resume_writing(self) -> None:
-        self._spare = memoryview(b"")
-        self._early = b""  # came before start()
-        self._kept = False
-        if not self._closed and self._receiver is not None:
-            self._receiver.writable()
+        self._full = False
+        # What was full may have been the loop's own: the end of the handshake.
+        if self._kept:
+            self._kept = False
+            if not self._closed and self._receiver is not None:
+                self._receiver.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True

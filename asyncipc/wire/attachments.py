@@ -19,6 +19,7 @@ __all__ = [
     "Attachments",
     "Buffer",
     "as_attachment",
+    "check_attach_above",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -27,6 +28,16 @@ BUFFER_TYPES: Final = frozenset({bytes, bytearray, memoryview})
 
 # Below this, copying the bytes into the envelope is cheaper than handling one more buffer.
 ATTACH_ABOVE: Final = 16 * 1024
+
+
+def check_attach_above(size: int) -> int:
+    """The threshold for attachments, if it can be one.
+
+    :raises ValueError: it is no positive integer
+    """
+    if type(size) is not int or size < 1:
+        raise ValueError(f"attach_above is a positive number of bytes, not {size!r}")
+    return size
 
 
 class AttachmentError(DecodeError):

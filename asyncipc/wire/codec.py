@@ -3,19 +3,15 @@
 An envelope is one message ``[kind, field, ...]``, or a batch: an array of messages. The library
 has two codecs, `MessagePack` (the default) and `JSON`; users may bring their own.
 
-Layer 1. Above: the session. Below: the two codecs, attachments.
+Layer 1. Above: the session. Below: attachments.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from asyncipc.wire.attachments import Buffer
-from asyncipc.wire.decoding import BrokenMessage, each_message
-from asyncipc.wire.json_codec import JSON
-from asyncipc.wire.msgpack_codec import MessagePack
-from asyncipc.wire.values import Extension
 
-__all__ = ["JSON", "BrokenMessage", "Codec", "Extension", "MessagePack", "each_message"]
+__all__ = ["Codec"]
 
 
 @runtime_checkable
@@ -23,7 +19,7 @@ class Codec(Protocol):
     """Makes envelopes of messages, and messages of envelopes.
 
     It keeps nothing between calls, and may be shared by sessions in several threads. `each_message`
-    does the checking at the end of ``decode`` for codecs of your own.
+    (in ``decoding``) does the checking at the end of ``decode`` for codecs of your own.
 
     :ivar name: under which the two sides settle it in their hello
     :ivar leading: every byte value that can begin an envelope; empty for any. It helps to tell a

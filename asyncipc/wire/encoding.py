@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 from asyncipc.wire.attachments import ATTACH_ABOVE, BUFFER_TYPES, Buffer, as_attachment
 from asyncipc.wire.paths import PathError, describe
-from asyncipc.wire.types import registration
+from asyncipc.wire.registry import registration
 from asyncipc.wire.values import (
     ATTACHMENT,
     BY_CLASS,
@@ -26,7 +26,7 @@ from asyncipc.wire.values import (
     ValueType,
 )
 
-__all__ = ["MAX_DEPTH", "Flattener", "by_type", "check_attach_above"]
+__all__ = ["MAX_DEPTH", "Flattener", "by_type"]
 
 # Containers may nest this deep. Each level takes two frames, of the 1000 that Python allows.
 MAX_DEPTH: Final = 256
@@ -42,16 +42,6 @@ def by_type(extensions: Sequence[Extension]) -> dict[type, Extension]:
     if not len(by_class) == len(by_code) == len(extensions):
         raise ValueError("two extensions share a code or a class")
     return by_class
-
-
-def check_attach_above(size: int) -> int:
-    """The threshold for attachments, if it can be one.
-
-    :raises ValueError: it is no positive integer
-    """
-    if type(size) is not int or size < 1:
-        raise ValueError(f"attach_above is a positive number of bytes, not {size!r}")
-    return size
 
 
 class Flattener:

@@ -24,6 +24,7 @@ from asyncipc.config import Limits
 from asyncipc.errors import AuthenticationError, IPCError, RemoteProtocolError, SessionClosed
 from asyncipc.lazy import LazyModule
 from asyncipc.wire.messages import AUTH, GOODBYE, HELLO, GoodbyeCode, check_fields, shown
+from asyncipc.wire.packed import check_lengths
 
 if TYPE_CHECKING:
     from asyncipc.wire import authentication
@@ -274,10 +275,7 @@ def _unpack(envelope: bytes) -> list[Any]:
     Extension values in it are left as they are: no code of any class runs for a stranger.
     """
     try:
-        # An unpacker allocates arrays as long as they say they are; skipping makes nothing.
-        scanner = msgpack.Unpacker(strict_map_key=False, max_buffer_size=HANDSHAKE_MAX_FRAME)
-        scanner.feed(envelope)
-        scanner.skip()
+        check_lengths(envelope)
         message = msgpack.unpackb(envelope, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise _no_hello(envelope) from error

@@ -26,9 +26,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from asyncipc.errors import DecodeError, EncodeError
-from asyncipc.wire.attachments import ATTACH_ABOVE, AttachmentError, Attachments, Buffer
+from asyncipc.wire.attachments import (
+    ATTACH_ABOVE,
+    AttachmentError,
+    Attachments,
+    Buffer,
+    check_attach_above,
+)
 from asyncipc.wire.decoding import each_message
-from asyncipc.wire.encoding import Flattener, by_type, check_attach_above
+from asyncipc.wire.encoding import Flattener, by_type
 from asyncipc.wire.paths import PathError, describe
 from asyncipc.wire.values import ATTACHMENT, BY_NAME, MAX_EXTENSION_DEPTH, Extension, ValueType
 

@@ -15,17 +15,24 @@ Layer 1. Above: the session. Below: values, encoding, attachments.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
 from asyncipc.errors import DecodeError, EncodeError
-from asyncipc.wire.attachments import ATTACH_ABOVE, AttachmentError, Attachments, Buffer
+from asyncipc.lazy import LazyModule
+from asyncipc.wire.attachments import ATTACH_ABOVE, Attachments, Buffer, check_attach_above
 from asyncipc.wire.decoding import each_message
-from asyncipc.wire.encoding import Flattener, by_type, check_attach_above
+from asyncipc.wire.packed import UNCHECKED, check_lengths
 from asyncipc.wire.paths import PathError, describe
-from asyncipc.wire.values import ATTACHMENT, BY_CODE, MAX_EXTENSION_DEPTH, Extension, ValueType
+
+if TYPE_CHECKING:
+    from asyncipc.wire import encoding, msgpack_values
+    from asyncipc.wire.values import Extension
+else:  # plain messages do without
+    encoding = LazyModule("asyncipc.wire.encoding")
+    msgpack_values = LazyModule("asyncipc.wire.msgpack_values")
 
 __all__ = ["MessagePack"]
 
@@ -42,13 +49,12 @@ class MessagePack:
     leading: bytes = bytes(range(0x91, 0xA0)) + b"\xdc\xdd"  # arrays that are not empty
 
     def __init__(
-        self, extensions: Sequence[Extension] = (), *, attach_above: int = ATTACH_ABOVE
+        self, extensions: "Sequence[Extension]" = (), *, attach_above: int = ATTACH_ABOVE
     ) -> None:
-        self._by_type = by_type(extensions)
+        self._by_type = encoding.by_type(extensions) if extensions else {}
         self._by_code = {extension.code: extension for extension in extensions}
         self._attach_above = check_attach_above(attach_above)
         self._pack = _new_packer()
-        self._revive = self._reviver(())
 
     def encode(  # noqa: C901 - the hot path stays in one piece
         self, message: list[Any], attachments: list[Buffer]
@@ -93,8 +99,8 @@ class MessagePack:
     def decode(self, envelope: Buffer, attachments: Sequence[bytes] = ()) -> list[Any]:
         """See `Codec.decode`."""
         try:
-            if len(envelope) > _UNCHECKED:
-                _check_lengths(envelope)
+            if len(envelope) > UNCHECKED:
+                check_lengths(envelope)
             message = _unpack(
                 envelope,
                 strict_map_key=False,
@@ -112,7 +118,8 @@ class MessagePack:
     def _encode_exactly(self, message: list[Any], attachments: list[Buffer]) -> bytes:
         before = len(attachments)
         reason, cause = "", None
-        for trusted in (_Flattener.QUICK, _Flattener.THOROUGH):
+        flattener = msgpack_values.MessagePackFlattener
+        for trusted in (flattener.QUICK, flattener.THOROUGH):
             try:
                 data = self._flatten(message, attachments, trusted)
             except PathError as fault:
@@ -132,7 +139,7 @@ class MessagePack:
     def _flatten(
         self, message: list[Any], attachments: list[Buffer], trusted: frozenset[type]
     ) -> bytes:
-        flattener = _Flattener(
+        flattener = msgpack_values.MessagePackFlattener(
             self._pack,
             attachments,
             extensions=self._by_type,
@@ -141,17 +148,26 @@ class MessagePack:
         )
         return self._pack(flattener.flat(message))
 
+    def _revive(self, code: int, data: bytes) -> Any:
+        return self._reviver(())(code, data)
+
     def _reviver(self, attachments: Sequence[bytes]) -> Callable[[int, bytes], Any]:
-        return functools.partial(_revive, self._by_code, Attachments(attachments), 0)
+        revive = msgpack_values.revive
+        return functools.partial(revive, self._by_code, Attachments(attachments), 0)
 
     def _decode_carefully(self, envelope: Buffer, attachments: Sequence[bytes]) -> list[Any]:
         """Unpack, leaving extension values as they are, and then revive one message at a time."""
         try:
-            _check_lengths(envelope)
-            raw = _unpack(envelope, strict_map_key=False, object_pairs_hook=_raw_map, timestamp=0)
+            check_lengths(envelope)
+            raw = _unpack(
+                envelope,
+                strict_map_key=False,
+                object_pairs_hook=msgpack_values.raw_map,
+                timestamp=0,
+            )
         except Exception as error:
             raise DecodeError(f"no MessagePack: {describe(error)}") from error
-        revive = functools.partial(_revive_all, self._reviver(attachments))
+        revive = functools.partial(msgpack_values.revive_all, self._reviver(attachments))
         return each_message(raw, revive)
 
 
@@ -170,146 +186,4 @@ def _new_packer() -> Callable[[Any], bytes]:
     return msgpack.Packer(strict_types=True).pack
 
 
-class _Flattener(Flattener):
-    """Writes what MessagePack does not know as extension values."""
-
-    QUICK: ClassVar = frozenset({type(None), bool, int, float, str})
-    THOROUGH: ClassVar = frozenset({type(None), bool, float})
-
-    def __init__(self, pack: Callable[[Any], bytes], *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._pack = pack
-
-    def wrap(self, row: ValueType, payload: Any) -> Any:
-        return msgpack.ExtType(row.code, self._pack(payload))
-
-    def wrap_extension(self, code: int, payload: Any) -> Any:
-        return msgpack.ExtType(code, self._pack(payload))
-
-    def flat_dict(self, value: dict[Any, Any]) -> Any:
-        trusted, changed = self._trusted, False
-        flat = {}
-        self.enter()
-        try:
-            for key, item in value.items():
-                new_key = key if type(key) in trusted else self.key(key)
-                try:
-                    new = item if type(item) in trusted else self.flat(item)
-                except PathError as fault:
-                    fault.inside(key)
-                    raise
-                changed = changed or new is not item or new_key is not key
-                flat[new_key] = new
-        finally:
-            self.leave()
-        return flat if changed else value
-
-    def flat_int(self, value: int) -> Any:
-        if -(2**63) <= value < 2**64:
-            return value
-        return self.big_int(value)
-
-    def flat_float(self, value: float) -> Any:
-        return value
-
-    def flat_bytes(self, value: bytes) -> Any:
-        return value
-
-
 _unpack: Final = msgpack.unpackb
-
-# An array is allocated as long as it says, and arrays in arrays may each say that they are as long
-# as the whole input: 1024 levels times 8 bytes for each byte received. Up to here that is less
-# than 3 MB; for longer input the lengths are added up first, without making anything of it.
-_UNCHECKED: Final = 1024
-
-
-def _check_lengths(data: Buffer) -> None:
-    scanner = msgpack.Unpacker(
-        strict_map_key=False, max_buffer_size=max(len(data), 1), read_size=max(len(data), 1)
-    )
-    scanner.feed(data)
-    scanner.skip()
-
-
-def _revive(
-    extensions: Mapping[int, Extension],
-    attachments: Attachments,
-    level: int,
-    code: int,
-    data: bytes,
-) -> Any:
-    """The value of an extension code and a packed payload; raises whatever stands in the way."""
-    if level >= MAX_EXTENSION_DEPTH:
-        raise ValueError(f"extension values nested more than {MAX_EXTENSION_DEPTH} levels deep")
-    if len(data) > _UNCHECKED:
-        _check_lengths(data)
-    payload = _unpack(
-        data,
-        strict_map_key=False,
-        timestamp=3,
-        ext_hook=functools.partial(_revive, extensions, attachments, level + 1),
-    )
-    if code == ATTACHMENT.code:
-        return attachments.take(payload)
-    kind = BY_CODE.get(code) or extensions.get(code)
-    if kind is None:
-        raise LookupError(f"extension code {code} is unknown here")
-    return kind.decode(payload)
-
-
-class _Unhashable(list[Any]):
-    """The pairs of a map in which a key cannot be a key."""
-
-
-def _raw_map(pairs: list[tuple[Any, Any]]) -> Any:
-    try:
-        return dict(pairs)
-    except TypeError:
-        return _Unhashable(pairs)
-
-
-def _revive_all(revive: Callable[[int, bytes], Any], raw: Any) -> Any:
-    """What `_decode_carefully` left, with the objects made; raises `PathError`."""
-    kind = type(raw)
-    if kind is list or kind is dict:
-        return _revive_items(revive, raw)
-    if kind is msgpack.ExtType:
-        return _revive_one(revive, raw)
-    if kind is msgpack.Timestamp:
-        try:
-            return raw.to_datetime()
-        except OverflowError as error:
-            raise PathError(f"no datetime for the timestamp {raw!r}") from error
-    if kind is _Unhashable:
-        raise PathError("a map with an array or a map as key")
-    return raw
-
-
-def _revive_items(revive: Callable[[int, bytes], Any], raw: Any) -> Any:
-    flat: Any = [] if type(raw) is list else {}
-    for step, item in enumerate(raw) if type(raw) is list else raw.items():
-        try:
-            value = _revive_all(revive, item)
-        except PathError as fault:
-            fault.inside(step)
-            raise
-        if type(raw) is list:
-            flat.append(value)
-            continue
-        try:
-            flat[_revive_all(revive, step)] = value
-        except TypeError as error:
-            raise PathError(f"a key of a map: {error}") from error
-    return flat
-
-
-def _revive_one(revive: Callable[[int, bytes], Any], raw: msgpack.ExtType) -> Any:
-    try:
-        return revive(raw.code, raw.data)
-    except AttachmentError:
-        raise
-    except Exception as error:  # code of the user's class or extension may run here
-        row = BY_CODE.get(raw.code)
-        name = row.name if row is not None else f"extension {raw.code}"
-        raise PathError(f"{name}: {describe(error)}") from error

@@ -35,17 +35,13 @@ import msgspec
 
 from asyncipc.errors import DecodeError
 from asyncipc.wire.paths import describe
+from asyncipc.wire.registry import BY_CLASS, BY_NAME, Registration
 
 __all__ = [
     "BUILTIN_TYPES",
-    "Registration",
     "check_annotation",
     "convert",
-    "is_message",
     "message",
-    "registered",
-    "registration",
-    "wire_name",
 ]
 
 Class = TypeVar("Class", bound=type)
@@ -98,28 +94,6 @@ def message(cls: Any = None, /, *, name: str | None = None) -> Any:
     return _register(cls, name=name)
 
 
-def wire_name(cls: type) -> str | None:
-    """The name under which a class is registered, or None."""
-    entry = _BY_CLASS.get(cls)
-    return None if entry is None else entry.name
-
-
-def registered(name: str) -> type | None:
-    """The class registered under a wire name, or None."""
-    entry = _BY_NAME.get(name)
-    return None if entry is None else entry.cls
-
-
-def registration(cls: type) -> "Registration | None":
-    """What is known about a registered class, or None. Subclasses are classes of their own."""
-    return _BY_CLASS.get(cls)
-
-
-def is_message(value: object) -> bool:
-    """Whether a value is an instance of a registered class; members of Enums are plain values."""
-    return type(value) in _BY_CLASS and not isinstance(value, enum.Enum)
-
-
 def convert(value: Any, annotation: Any) -> Any:
     """Make a value fit an annotation, without ever guessing.
 
@@ -138,7 +112,7 @@ def convert(value: Any, annotation: Any) -> Any:
         )
     except TypeError:
         # msgspec does not understand a field of the class; the registry goes around that field.
-        entry = _BY_CLASS.get(annotation) if isinstance(annotation, type) else None
+        entry = BY_CLASS.get(annotation) if isinstance(annotation, type) else None
         if entry is None:
             raise
         if type(value) is not dict:
@@ -171,33 +145,6 @@ def _instance(annotation: Any, value: Any) -> Any:
 def _expected(expected: Any, value: Any) -> str:
     name = getattr(expected, "__qualname__", str(expected))
     return f"Expected `{name}`, got `{type(value).__qualname__}`"
-
-
-class Registration:
-    """A registered class: how its instances are taken apart and put together.
-
-    :ivar name: the wire name
-    :ivar cls: the class
-    :ivar lenient: leave out what cannot be sent, instead of refusing the whole value
-    """
-
-    lenient = False
-
-    def __init__(self, name: str, cls: type) -> None:
-        self.name = name
-        self.cls = cls
-
-    def disassemble(self, value: Any) -> dict[str, Any]:  # noqa: ARG002 - for subclasses
-        """The fields of an instance, by name."""
-        raise TypeError(f"{self.name} has no fields")
-
-    def assemble(self, fields: dict[str, Any]) -> Any:  # noqa: ARG002 - for subclasses
-        """An instance with these fields.
-
-        :raises DecodeError: a field is missing or does not fit its annotation, or the class
-            refused; the text names the class and the field
-        """
-        raise DecodeError(f"{self.name} has no fields")
 
 
 _VARIABLE: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -303,10 +250,6 @@ class _Exception(Registration):
         return instance
 
 
-_BY_NAME: Final[dict[str, Registration]] = {}
-_BY_CLASS: Final[dict[type, Registration]] = {}
-
-
 def _register(cls: Class, *, name: Any) -> Class:
     if not isinstance(cls, type):
         raise TypeError(f"@message registers classes, not {cls!r}")
@@ -314,16 +257,16 @@ def _register(cls: Class, *, name: Any) -> Class:
         name = _own_name(cls)
     if not isinstance(name, str) or not name:
         raise TypeError(f"a wire name is a string that is not empty, not {name!r}")
-    known = _BY_CLASS.get(cls)
+    known = BY_CLASS.get(cls)
     if known is not None and known.name != name:
         raise ValueError(f"{cls.__qualname__} is registered already, as {known.name!r}")
-    taken = _BY_NAME.get(name)
+    taken = BY_NAME.get(name)
     if taken is not None and _own_name(taken.cls) != _own_name(cls):
         raise ValueError(f"the wire name {name!r} belongs to {_own_name(taken.cls)} already")
     entry = _kind_of(cls)(name, cls)
     if taken is not None:
-        _BY_CLASS.pop(taken.cls, None)
-    _BY_NAME[name] = _BY_CLASS[cls] = entry
+        BY_CLASS.pop(taken.cls, None)
+    BY_NAME[name] = BY_CLASS[cls] = entry
     return cls
 
 

@@ -50,7 +50,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asyncipc.wire.types import registered, registration, wire_name
+from asyncipc.wire.registry import registered, registration, wire_name
 
 __all__ = [
     "ATTACHMENT",

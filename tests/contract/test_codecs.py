@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire.attachments import Buffer
-from asyncipc.wire.codec import JSON, BrokenMessage, Codec, MessagePack, each_message
+from asyncipc import JSON, Codec, MessagePack
+from asyncipc.wire.decoding import BrokenMessage, each_message
 
 REQUEST, REPLY, CANCEL = 2, 3, 6
 

@@ -231,6 +231,13 @@ class RawPeer:
             if message[0] == kind:
                 return message
 
+    async def settle(self, session: Session) -> None:
+        """What was sent before this has been looked at by the session."""
+        ping = asyncio.create_task(session.ping())
+        _, token = await self.receive_kind(65)
+        self.send([66, token])
+        await ping
+
     def close(self) -> None:
         self.writer.close()
 

@@ -153,15 +153,8 @@ async def test_timeout_and_cancel_in_the_same_turn() -> None:
         # The deadline passes, and before the caller gets to see it, it is cancelled.
         session._connection.exchange.calls._expire(wire_id + 1, "any", 1000)
         await cancelled(task)
-        await settled_by_hand(raw, session)
+        await raw.settle(session)
         assert session.statistics().cancels_sent == 1
-
-
-async def settled_by_hand(raw: RawPeer, session: Any) -> None:
-    ping = asyncio.create_task(session.ping())
-    _, token = await raw.receive_kind(65)
-    raw.send([66, token])
-    await ping
 
 
 # -- handlers that have not started, or cannot be stopped --------------------------------------

@@ -1,8 +1,11 @@
 """Progress: in order, before the result, from wherever the handler runs, and never without bound."""
 
 import asyncio
+import contextlib
 import contextvars
+import enum
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -172,6 +175,31 @@ async def test_what_cannot_be_sent_is_the_handlers_error(
     assert not errors
 
 
+class Step(enum.IntEnum):
+    FIRST = 1
+
+
+class Fraction(float):
+    pass
+
+
+class Text(str):
+    __slots__ = ()
+
+
+async def test_numbers_and_texts_of_other_classes_arrive_as_plain_ones() -> None:
+    peer = Peer()
+    seen: list[Progress] = []
+
+    @peer.on_request
+    def work(call: Call) -> None:
+        call.report(Step.FIRST, Fraction(2.5), Text("text"))
+
+    async with talking(peer, "memory") as session:
+        await session.request("work", on_progress=seen.append)
+    assert seen == [Progress(1, 2.5, "text")]
+
+
 async def test_a_long_message() -> None:
     peer = Peer(limits=Limits(max_frame=16 * KIB))
     text = "x" * 3 * MIB
@@ -208,7 +236,7 @@ async def test_on_progress_has_the_context_of_the_caller() -> None:
     async def on_progress(_: Progress) -> None:
         seen.append(variable.get())
 
-    async with talking(counting(), "memory") as session:
+    async with talking(counting()) as session:
         variable.set("the caller's")
         await session.request("inline", 2, on_progress=lambda _: seen.append(variable.get()))
         await session.request("inline", 2, on_progress=on_progress)
@@ -256,7 +284,8 @@ def test_a_thread_that_outlives_its_loop_is_not_disturbed() -> None:
             await session.request("work")
 
     asyncio.run(main())
-    calls[0].report(1)
+    with ThreadPoolExecutor() as executor:
+        executor.submit(calls[0].report, 1).result()
 
 
 async def test_progress_of_a_notification_goes_nowhere() -> None:
@@ -279,6 +308,7 @@ async def test_late_and_unasked_for_progress_is_dropped() -> None:
     seen: list[Progress] = []
     async with RawPeer.facing(Peer()) as (raw, session):
         raw.send([PROGRESS, 1001, 1], [PROGRESS, 3, 1])
+        await raw.settle(session)
         task = asyncio.create_task(session.request("any", on_progress=seen.append))
         _, wire_id, *_ = await raw.receive_kind(REQUEST)
         answer_id = wire_id + 1
@@ -488,11 +518,11 @@ async def test_a_handler_that_reports_on_and_on_ends_with_its_session() -> None:
 
     @peer.on_request
     async def work(call: Call) -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            for done in range(10_000):  # to nobody
-                await call.progress(done, message="x" * 100)
+        while not call.session.closed:
+            with contextlib.suppress(asyncio.CancelledError):
+                await call.session.wait_closed()
+        for done in range(10_000):  # to nobody
+            await call.progress(done, message="x" * 100)
         ended.set()
 
     async with joined(Peer(), peer) as (session, other):

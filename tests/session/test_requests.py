@@ -25,7 +25,17 @@ from asyncipc import (
     current_call,
     message,
 )
-from tests.session.support import TRANSPORTS, Hold, failure, holding, joined, talking, until
+from asyncipc.session.deadlines import Deadlines
+from tests.session.support import (
+    TRANSPORTS,
+    Hold,
+    Journal,
+    failure,
+    holding,
+    joined,
+    talking,
+    until,
+)
 
 
 @message(name="test_requests.Point")
@@ -264,7 +274,9 @@ async def test_an_infinite_timeout_is_none() -> None:
         assert result == {"a": 1}
 
 
-@pytest.mark.parametrize("timeout", [1e300, 10**30, 10**400, 2**63], ids=["float", "int", "huge", "64 bits"])
+@pytest.mark.parametrize(
+    "timeout", [1e300, 10**30, 10**400, 2**63], ids=["float", "int", "huge", "64 bits"]
+)
 async def test_an_enormous_timeout(timeout: float) -> None:
     async with talking(showing(), "memory") as session:
         assert await session.request("echo", 1, timeout=timeout) == 1
@@ -304,20 +316,27 @@ async def test_a_timeout_of_another_type(timeout: Any) -> None:
             Peer(timeout=timeout)
 
 
-async def test_many_deadlines_in_any_order() -> None:
+async def test_deadlines_pass_in_their_order() -> None:
+    now = monotonic()
+    expired = Journal()
+    live = {1, 2, 3, 4, 5, 6}
+    deadlines = Deadlines(
+        asyncio.get_running_loop(), live, lambda call, method, timeout: expired.append(call)
+    )
+    for call, delay in {1: 0.03, 2: 0.01, 3: 0.05, 4: 0.02, 5: -1, 6: 0.04, 7: 0.0}.items():
+        deadlines.add(call, now + delay, "any", delay)
+    live.remove(6)  # answered
+    assert await expired.reaches(5) == [5, 2, 4, 1, 3]
+
+
+async def test_many_timeouts_at_once() -> None:
     peer, hold = holding()
-    ended = []
-
-    async def call(number: int) -> None:
-        with pytest.raises(RequestTimeout):
-            await session.request("hold", timeout=number / 1000)
-        ended.append(number)
-
     async with talking(peer, "memory") as session:
-        numbers = [30, 10, 50, 20, 40]
-        await asyncio.gather(*(call(number) for number in numbers))
-        assert ended == sorted(numbers)
-        await hold.cancelled.reaches(5)
+        calls = [session.request("hold", timeout=0.001 * number) for number in range(50)]
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(error, RequestTimeout) for error in errors)
+        await until(lambda: session.statistics().pending == 0, session)
+        assert len(hold.calls) == len(hold.cancelled)
 
 
 async def test_answered_calls_leave_no_deadlines_behind() -> None:

@@ -86,12 +86,9 @@ def environment() -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(Path(asyncipc.__file__).parent.parent)}
 
 
-def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    done: subprocess.CompletedProcess[bytes] = subprocess.run(
-        arguments, env=environment(), timeout=WAIT, check=False, **options
-    )
-    return done
+    return subprocess.run(arguments, env=environment(), timeout=WAIT, check=False, **options)
 
 
 # Stray output

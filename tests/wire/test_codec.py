@@ -30,10 +30,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from asyncipc.errors import DecodeError, EncodeError
-from asyncipc.wire import msgpack_codec
+from asyncipc.wire import msgpack_values
 from asyncipc.wire.attachments import Buffer
-from asyncipc.wire.codec import JSON, BrokenMessage, Codec, Extension, MessagePack
-from asyncipc.wire.types import message
+from asyncipc import JSON, Codec, Extension, MessagePack, message
+from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.values import MAX_DIGITS, MAX_EXTENSION_DEPTH
 
 REQUEST, REPLY, NOTIFY = 2, 3, 5
@@ -834,7 +834,7 @@ def test_a_plain_message_costs_no_walk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the exact way was taken")
 
     codec = MessagePack()
-    monkeypatch.setattr(msgpack_codec, "_Flattener", fail)
+    monkeypatch.setattr(msgpack_values, "MessagePackFlattener", fail)
     for plain in (
         [REQUEST, 1234, "echo", {"n": 1, "text": "hello"}, 30.0],
         [REQUEST, 1, "m", [1, "two", None, {"x": [1.5]}], None],

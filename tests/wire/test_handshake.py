@@ -40,7 +40,9 @@ def side(
     token: bytes | None = None,
     limits: Limits = LIMITS,
 ) -> Handshake:
-    return Handshake(role, codec=codec, codecs=codecs, limits=limits, instance=os.urandom(16), token=token)
+    return Handshake(
+        role, codec=codec, codecs=codecs, limits=limits, instance=os.urandom(16), token=token
+    )
 
 
 def meet(first: Handshake, second: Handshake) -> None:

@@ -24,9 +24,9 @@ from asyncipc.wire.values import BY_CODE, MAX_DIGITS, MAX_EXTENSION_DEPTH
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
 
-def table(first_heading: str, *, above: str = "") -> Iterator[list[str]]:
+def table(first_heading: str, *, behind: str = "# ") -> Iterator[list[str]]:
     """The rows of the table whose first column has this heading, without that of the headings."""
-    _, _, rest = PAGE.partition(above)
+    _, _, rest = PAGE.partition(behind)
     _, heading, rest = rest.partition(f"\n| {first_heading} |")
     assert heading, f"no table begins with {first_heading}"
     for line in rest.splitlines()[2:]:
@@ -56,15 +56,15 @@ def test_every_field_has_a_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "above"), [(FaultCode, "## 15. Faults"), (GoodbyeCode, "## 13. The end")]
+    ("codes", "behind"), [(FaultCode, "## 15. Faults"), (GoodbyeCode, "## 13. The end")]
 )
-def test_the_codes(codes: Any, above: str) -> None:
-    described = {int(code): name for code, name, _ in table("code", above=above)}
+def test_the_codes(codes: Any, behind: str) -> None:
+    described = {int(code): name for code, name, _ in table("code", behind=behind)}
     assert described == {code.value: code.name.lower().replace("_", " ") for code in codes}
 
 
 def test_the_extension_codes() -> None:
-    described = {int(code): name for code, name, _ in table("code", above="## 16. Values")}
+    described = {int(code): name for code, name, _ in table("code", behind="## 16. Values")}
     assert described == {code: row.name for code, row in BY_CODE.items()}
 
 
@@ -115,7 +115,7 @@ class Tap:
 
     def __init__(self) -> None:
         self.frames: list[tuple[str, bytes, bytes, bytes]] = []
-        self._pumps: list[asyncio.Task[None]] = []
+        self._news = asyncio.Event()
 
     async def join(self, front: Path, back: Path) -> asyncio.Server:
         """Take one connection at ``front`` and lead it to ``back``."""
@@ -128,6 +128,12 @@ class Tap:
 
         return await asyncio.start_unix_server(connected, front)
 
+    async def until(self, envelope: bytes) -> None:
+        """Wait for an envelope that begins so."""
+        while not any(frame[2].startswith(envelope) for frame in self.frames):
+            self._news.clear()
+            await self._news.wait()
+
     async def _pump(
         self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -137,6 +143,7 @@ class Tap:
                 _, size, attached = struct.unpack(">4sII", header)
                 frame = header, await reader.readexactly(size), await reader.readexactly(attached)
                 self.frames.append((direction, *frame))
+                self._news.set()
                 writer.write(b"".join(frame))
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -206,7 +213,7 @@ def listening_peer() -> Peer:
     return peer
 
 
-async def talk(address: str) -> None:
+async def talk(address: str, tap: Tap) -> None:
     """The session of the example; each step is over before the next begins."""
     peer = Peer(timeout=None, codec=MessagePack(attach_above=16))
     peer.on_request("name")(lambda: "example")
@@ -218,6 +225,7 @@ async def talk(address: str) -> None:
         assert await session.request("greet") == "hello, example"
         with pytest.raises(RequestTimeout):
             await session.request("wait", timeout=0)
+        await tap.until(msgpack.packb([4, 11, 7, "cancelled by the caller", None]))
         assert await session.request("size", [b"sixteen bytes or"]) == 16
         await session.notify("log", {"text": "bye"})
         await session.ping()
@@ -244,7 +252,7 @@ def fixed_instances(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_the_example(tmp_path: Path, fixed_instances: None) -> None:
     async with tapped(tmp_path) as (address, tap):
-        await talk(address)
+        await talk(address, tap)
     _, _, rest = PAGE.partition("<!-- example: made by tests/wire/test_protocol_page.py -->\n```\n")
     shown, _, _ = rest.partition("```\n<!-- end of the example -->")
     made = render(tap.frames) + "\n"

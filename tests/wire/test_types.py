@@ -17,14 +17,13 @@ import msgspec
 import pytest
 
 from asyncipc.errors import DecodeError, EncodeError
-from asyncipc.wire.codec import JSON, BrokenMessage, Codec, MessagePack
+from asyncipc import JSON, Codec, MessagePack
+from asyncipc.wire.decoding import BrokenMessage
+from asyncipc.wire.registry import is_message, registered, wire_name
 from asyncipc.wire.types import (
     check_annotation,
     convert,
-    is_message,
     message,
-    registered,
-    wire_name,
 )
 
 REPLY = 3
