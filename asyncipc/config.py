@@ -12,6 +12,15 @@ __all__ = ["NETWORK_LIMITS", "Limits", "Timeouts"]
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
+# What the numbers in `Limits` may be, where it is not 1 to 2**48. A hello and a whole part header
+# must fit in any frame; lengths on the wire are 32 bits.
+_RANGES: Final = {
+    "max_frame": (16 * KIB, 2**32 - 1),
+    "max_message": (16 * KIB, 2**48),
+    "notification_credit": (16 * KIB, 2**48),
+    "outbox": (16 * KIB, 2**48),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -42,17 +51,9 @@ class Limits:
     stderr_tail: int = 16 * KIB
     max_sessions: int = 10_000
 
-    # A hello and a whole part header must fit in any frame; lengths on the wire are 32 bits.
-    _RANGES = {
-        "max_frame": (16 * KIB, 2**32 - 1),
-        "max_message": (16 * KIB, 2**48),
-        "notification_credit": (16 * KIB, 2**48),
-        "outbox": (16 * KIB, 2**48),
-    }
-
     def __post_init__(self) -> None:
         for field in fields(self):
-            lowest, highest = self._RANGES.get(field.name, (1, 2**48))
+            lowest, highest = _RANGES.get(field.name, (1, 2**48))
             _check_number(f"Limits.{field.name}", getattr(self, field.name), lowest, highest, int)
 
 

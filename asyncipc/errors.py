@@ -137,10 +137,10 @@ class RemoteError(IPCError):
         notes: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
-        self.type = type if type is not None else self.__class__.__name__
-        self.message = message
+        self.type: str = type if type is not None else self.__class__.__name__
+        self.message: str = str(message)
         self.traceback = traceback
-        self.notes = tuple(notes)
+        self.notes: tuple[str, ...] = tuple(notes)
 
     def __str__(self) -> str:
         text = (

@@ -14,12 +14,14 @@ __all__ = ["LazyModule"]
 
 
 class LazyModule:
-    """Stands for a module until one of its names is asked for::
+    """Stands for a module until one of its names is asked for.
 
-    if TYPE_CHECKING:
-        from asyncipc.peer import spawning
-    else:
-        spawning = LazyModule("asyncipc.peer.spawning")
+    Used so::
+
+        if TYPE_CHECKING:
+            from asyncipc.peer import spawning
+        else:
+            spawning = LazyModule("asyncipc.peer.spawning")
     """
 
     def __init__(self, name: str) -> None:

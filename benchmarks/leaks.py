@@ -123,6 +123,7 @@ async def _cycle(peer: asyncipc.Peer, server: asyncipc.Server, path: str) -> Non
     connected = [await peer.connect(address) for _ in range(KILLED)]
     for session in connected:
         assert await session.request("echo", MESSAGE) == MESSAGE
+    assert helper.process is not None
     os.kill(helper.process.pid, signal.SIGKILL)
     await _all_closed([*server.sessions, *connected, helper])
 

@@ -17,6 +17,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import stat
 import sys
 import sysconfig
@@ -185,6 +186,10 @@ class Job:
 
     async def run(self) -> None:
         """Do it all. Whatever ends this, the children are gone behind it."""
+        # Not Python's own way with Ctrl-C: a second one would break into the orderly end.
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.children):
@@ -242,7 +247,9 @@ class Job:
         self._bar.show(done)
         if self._chaos and self._running and done >= self._chaos[0] * self._total:
             self._chaos.pop(0)
-            random.choice(list(self._running)).process.kill()
+            victim = random.choice(list(self._running)).process
+            assert victim is not None  # they were all spawned
+            victim.kill()
 
 
 class Bar:
@@ -364,7 +371,8 @@ def main() -> int:
         return 0
     try:
         return checksum(arguments.paths or [sysconfig.get_path("stdlib")], chaos=arguments.chaos)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted; nothing is left running", file=sys.stderr)
         return 130
     except BrokenPipeError:

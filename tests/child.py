@@ -3,7 +3,6 @@
 import asyncio
 import ctypes
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import asyncipc
 
-__all__ = ["CHILD", "main", "python"]
+__all__ = ["CHILD", "main", "peer", "python"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,19 +96,33 @@ async def never() -> None:
 
 @peer.on_request
 def spin() -> None:
+    os.write(2, b"spinning\n")
     while True:
         pass
 
 
 @peer.on_request
-def ignore_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def block() -> None:
+    """Wait in the kernel until there is room in a pipe that nobody reads."""
+    _, full = os.pipe()
+    os.write(2, b"blocking\n")
+    while True:
+        os.write(full, bytes(65536))
 
 
 @peer.on_request
 def start(argv: list[str]) -> int:
     """Start a program in this process's group, with its stderr; return its process id."""
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=2).pid
+
+
+@peer.on_request
+async def spawn() -> int:
+    """Start a child of one's own; return its process id."""
+    session = await asyncipc.Peer().spawn(CHILD)
+    session.on_close(lambda _: session)  # it is held by that
+    assert session.process is not None
+    return session.process.pid
 
 
 async def serve() -> None:

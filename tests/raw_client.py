@@ -11,6 +11,9 @@ from asyncipc.wire.framing import HEADER_SIZE, frame_header
 
 __all__ = ["RawClient", "frame", "hello", "pack"]
 
+# Seconds to wait for what comes next. It takes milliseconds.
+PATIENCE = 10
+
 # Larger than any other, so that a session which speaks at once takes the codec of this hello.
 INSTANCE = b"\xff" * 16
 
@@ -136,7 +139,8 @@ class RawClient:
         data = b""
         while len(data) < size:
             try:
-                chunk = await self._loop.sock_recv(self._sock, size - len(data))
+                async with asyncio.timeout(PATIENCE):
+                    chunk = await self._loop.sock_recv(self._sock, size - len(data))
             except ConnectionResetError:  # it hung up on bytes that it had not read
                 chunk = b""
             if not chunk:

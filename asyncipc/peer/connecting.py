@@ -83,7 +83,7 @@ async def retry(
             if left <= 0:
                 raise
         # Spread, so that many who wait for one server do not come at the same moment.
-        await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))  # noqa: S311
+        await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))  # noqa: S311 - no secret
         pause = min(2 * pause, LONGEST_PAUSE)
 
 

@@ -16,6 +16,7 @@ import stat
 import warnings
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from asyncipc.errors import AddressError, AddressInUse
@@ -76,7 +77,7 @@ def listen_unix(address: UnixAddress, mode: int) -> ListeningSocket:
                 os.fchmod(sock.fileno(), mode)
             _bind(sock, address, address.native)
             path.remember()
-            os.chmod(address.path, mode)  # noqa: PTH101 - what the umask took away
+            Path(address.path).chmod(mode)  # what the umask took away
             sock.listen(BACKLOG)
         except BaseException:
             path.release()
@@ -181,7 +182,7 @@ class _OwnedPath:
             try:
                 probe.connect(self._path)
             except ConnectionRefusedError:
-                os.unlink(self._path)  # noqa: PTH108
+                Path(self._path).unlink()
                 return
             except OSError as error:
                 # EAGAIN: its queue is full. EPROTOTYPE: it takes datagrams. Both are alive.
@@ -228,7 +229,7 @@ def _unlink_if(path: str, file_id: tuple[int, int]) -> None:
     """Remove a file if it is still the one that it was."""
     with contextlib.suppress(OSError):
         if _file_id(path) == file_id:
-            os.unlink(path)  # noqa: PTH108
+            Path(path).unlink()
 
 
 def _file_id(path: str) -> tuple[int, int] | None:

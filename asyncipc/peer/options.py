@@ -52,7 +52,7 @@ def codec_choice(chosen: str | Codec) -> tuple[str, dict[str, CodecMaker]]:
     """
     makers: dict[str, CodecMaker] = {
         "msgpack": functools.cache(MessagePack),
-        "json": functools.cache(lambda: json_codec.JSON()),
+        "json": functools.cache(lambda: json_codec.JSON()),  # noqa: PLW0108 - lazy, as the module is
     }
     if not isinstance(chosen, str):
         makers[chosen.name] = lambda: chosen

@@ -304,9 +304,7 @@ class Peer(Handlers):
             stderr_tail=settings.limits.stderr_tail,
         )
         session = Session(spawned.transport, Role.CONNECTING, settings, self)
-        child = companion.ChildCompanion(
-            spawned.process, spawned.stderr, self._timeouts.terminate
-        )
+        child = companion.ChildCompanion(spawned.process, spawned.stderr, self._timeouts.terminate)
         session.accompany(spawned.process, child)
         return await self._here().open_session(session)
 
@@ -431,8 +429,8 @@ async def memory_pair(first: Peer, second: Peer) -> AsyncIterator[tuple[Session,
     """
     ours, theirs = memory.memory_transports()
     session, other = await asyncio.gather(
-        first._open(ours, Role.CONNECTING),  # noqa: SLF001
-        second._open(theirs, Role.LISTENING),  # noqa: SLF001
+        first._open(ours, Role.CONNECTING),  # noqa: SLF001 - for who knows transports
+        second._open(theirs, Role.LISTENING),  # noqa: SLF001 - likewise
     )
     async with session, other:
         yield session, other

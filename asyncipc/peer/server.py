@@ -26,7 +26,7 @@ from asyncipc.wire.messages import GoodbyeCode
 
 __all__ = ["Server"]
 
-logger = logging.getLogger("asyncipc")
+logger: logging.Logger = logging.getLogger("asyncipc")
 
 # Connections taken in one turn of the loop, so that a flood of them does not stop everything else.
 ACCEPT_BATCH: Final = 64
@@ -46,6 +46,7 @@ class OpenSession(Protocol):
         self, transport: Transport, on_open: Callable[[Session], object]
     ) -> Awaitable[Session]:
         """Call ``on_open`` when it stands; return when it has."""
+        ...
 
 
 class Server:

@@ -26,9 +26,11 @@ class HasDescriptor(Protocol):
 
     def fileno(self) -> int:
         """The descriptor behind the object."""
+        ...
 
     def close(self) -> object:
         """Flush what was written to the object, and close the descriptor."""
+        ...
 
 
 Readable: TypeAlias = (

@@ -1,0 +1,1 @@
+"""Processes: children from their start to their end, their stderr, their bond to the parent."""

@@ -44,7 +44,7 @@ taken (SIGCHLD is ignored, or somebody called ``waitpid(-1)``). asyncio uses the
 # longer hangs in the kernel (a dead network file system), and nothing can be done about it.
 KILL_WAIT: Final = 2.0
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class ChildProcess:
@@ -79,8 +79,10 @@ class ChildProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs, else the exit code, or the negative number of the signal that
-        killed it, or `UNKNOWN_STATUS`."""
+        """None while it runs, then how it ended.
+
+        The exit code, or the negative number of the signal that killed it, or `UNKNOWN_STATUS`.
+        """
         return self._returncode
 
     @property
@@ -158,7 +160,7 @@ class ChildProcess:
                 with contextlib.suppress(PermissionError):
                     step()
             if not await self._exits_within(KILL_WAIT):
-                _log.error("%r is still there %g s after SIGKILL", self, KILL_WAIT)
+                _logger.error("%r is still there %g s after SIGKILL", self, KILL_WAIT)
         except asyncio.CancelledError:
             with contextlib.suppress(PermissionError):
                 self.kill()
@@ -206,7 +208,7 @@ class ChildProcess:
         for callback in callbacks:
             try:
                 callback(self)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a callback's mistake is reported, not ours
                 self._loop.call_exception_handler(
                     {"message": f"exit callback of {self!r} failed", "exception": error}
                 )
@@ -216,7 +218,7 @@ class ChildProcess:
         if _is_status_lost(self.pid):
             # The number may be somebody else's by now: the group must be left alone.
             self._is_status_unknown = True
-            _log.warning("the exit status of pid %d was taken by other code here", self.pid)
+            _logger.warning("the exit status of pid %d was taken by other code here", self.pid)
         else:
             # macOS says EPERM where only the dead leader is left.
             with contextlib.suppress(PermissionError):
@@ -312,9 +314,11 @@ class _ExitWatch(Protocol):
 
     def exited_within(self, seconds: float) -> bool:
         """Block, without the loop, until it is dead."""
+        ...
 
     def close(self) -> None:
         """Called once, on the loop's thread or when the loop is closed."""
+        ...
 
 
 class _PidfdWatch:
@@ -402,7 +406,7 @@ _running: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
 def _abandon_all() -> None:
     # The lifelines do it too, but not where the system has no such thing.
     for child in tuple(_running):
-        child._abandon()
+        child._abandon()  # noqa: SLF001 - a function of this module
 
 
 atexit.register(_abandon_all)

@@ -33,7 +33,7 @@ MAX_LINE: Final = 64 * 1024
 # process has written before it died is within it; a survivor that writes on is not waited for.
 MAX_PIPE: Final = 1024 * 1024
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class StderrCapture:
@@ -73,7 +73,7 @@ class StderrCapture:
 
     @property
     def tail(self) -> str:
-        """The end of what was read so far; bytes that are no UTF-8 appear as ``\\xNN``."""
+        r"""The end of what was read so far; bytes that are no UTF-8 appear as ``\xNN``."""
         text = bytes(self._tail)
         if self._cut:
             # The first character may be cut too: skip what continues it, 3 bytes at most.
@@ -151,7 +151,7 @@ class StderrCapture:
                 self._sink(line)
             except Exception:
                 # The child must not block because of it, and later lines are still wanted.
-                _log.exception("the callback for a child's stderr failed on the line %.200r", line)
+                _logger.exception("the callback for a child's stderr failed on %.200r", line)
 
     def _close_write_end(self) -> None:
         if self._write_end is not None:

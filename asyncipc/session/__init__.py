@@ -1,0 +1,1 @@
+"""Sessions: a connection from handshake to end, its calls and notifications, its handlers."""

@@ -27,7 +27,8 @@ from asyncipc.session.context import Call, Progress, serving
 from asyncipc.session.deadlines import Deadlines
 from asyncipc.session.faults import exception_of
 from asyncipc.session.gate import Gate
-from asyncipc.session.outbox import Outbox, Transfer
+from asyncipc.session.lanes import Transfer
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.params import (
     DefaultTimeout,
     check_timeout,
@@ -106,10 +107,10 @@ class Calls:
         self._gates: dict[int, Gate] = {}  # of nested calls only, by depth
         self._max_requests = 0
         self._request_gate = Gate(loop, self._has_slot)
-        self.requests = 0
-        self.timeouts = 0
-        self.cancelled = 0
-        self.late_replies = 0
+        self.requests: int = 0
+        self.timeouts: int = 0
+        self.cancelled: int = 0
+        self.late_replies: int = 0
 
     def open(self, codec: Codec, max_requests: int) -> None:
         """Begin to send, within what the other side allows."""
@@ -118,11 +119,11 @@ class Calls:
 
     # -- requests --------------------------------------------------------------------------
 
-    async def request(
+    async def request(  # noqa: C901, PLR0912, PLR0915 - the hot path stays in one piece
         self,
         method: Any,
         params: Any,
-        timeout: float | None | DefaultTimeout,
+        timeout: float | DefaultTimeout | None,
         on_progress: OnProgress | None,
         metadata: Mapping[str, Any] | None,
     ) -> Any:

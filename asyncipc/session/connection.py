@@ -33,7 +33,7 @@ from asyncipc.wire.messages import GoodbyeCode
 
 __all__ = ["Companion", "Connection"]
 
-logger = logging.getLogger("asyncipc")
+logger: logging.Logger = logging.getLogger("asyncipc")
 
 # Of noise that nobody asked for, this much is logged.
 MAX_LOGGED: Final = 300
@@ -50,9 +50,11 @@ class Companion(Protocol):
 
     async def obituary(self, error: SessionClosed) -> SessionClosed:
         """Explain the end of the session by what is known of the companion. Bounded in time."""
+        ...
 
     async def release(self) -> None:
         """End the companion. Bounded in time; called once, when the session is closed."""
+        ...
 
 
 class State(enum.Enum):
@@ -68,7 +70,7 @@ class Connection:
     """A session without its public face; implements the transport's ``Receiver``.
 
     :param session: the public face, given to handlers
-    :ivar established: done when the session stands, or will not
+    :ivar established: done when the session stands, or will not; None from then on
     :ivar closed: done when all is over
     """
 
@@ -82,6 +84,7 @@ class Connection:
         "_on_open",
         "_parting",
         "_refusal",
+        "_verdict",
         "bytes_received",
         "closed",
         "companion",
@@ -107,18 +110,21 @@ class Connection:
         *,
         token: bytes | None = None,
     ) -> None:
-        self.loop = loop = asyncio.get_running_loop()
-        self.transport = transport
-        self.settings = settings
-        self.state = State.HANDSHAKE
+        loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.transport: Transport = transport
+        self.settings: SessionSettings = settings
+        self.state: State = State.HANDSHAKE
         self.companion: Companion | None = None
-        self.exchange = Exchange(loop, transport, settings, handlers, session, self.ended)
-        self.established: asyncio.Future[None] = loop.create_future()
+        self.exchange: Exchange = Exchange(
+            loop, transport, settings, handlers, session, ended=self.ended
+        )
+        self.established: asyncio.Future[None] | None = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
-        self.on_close: list[Callable[[SessionClosed | None], object]] = []
-        self.on_noise: list[Callable[[bytes], object]] = []
-        self.bytes_received = 0
-        self.noise_received = 0
+        self.on_close: tuple[Callable[[SessionClosed | None], object], ...] = ()
+        self.on_noise: tuple[Callable[[bytes], object], ...] = ()
+        self.bytes_received: int = 0
+        self.noise_received: int = 0
         self._greeting: Greeting | None = Greeting(
             role,
             settings,
@@ -135,13 +141,14 @@ class Connection:
             leading=HELLO_LEADING,
             tolerates_noise=transport.tolerates_noise,
         )
-        self.get_buffer = self._decoder.get_buffer
+        self.get_buffer: Callable[[], memoryview] = self._decoder.get_buffer
         self._closing: asyncio.Task[None] | None = None
         self._parting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._on_open: Callable[[], object] | None = None
         self._end: SessionClosed | None = None
         self._refusal: str | None = None  # the other side says goodbye
+        self._verdict: IPCError | None = None  # why this side ends the session
         self._clean = False  # a goodbye was sent or came
 
     # -- opening ---------------------------------------------------------------------------
@@ -170,8 +177,18 @@ class Connection:
         on_open, self._on_open = self._on_open, None
         if on_open is not None:
             self._call_back(on_open)
-        if not self.established.done():
-            self.established.set_result(None)
+        self._establish(None)
+
+    def _establish(self, error: IPCError | None) -> None:
+        """Tell who waits for the session that it stands, or will not."""
+        established, self.established = self.established, None
+        if established is None or established.done():
+            return
+        if error is None:
+            established.set_result(None)
+        else:
+            established.set_exception(error)
+            established.exception()  # somebody may have stopped waiting for it
 
     # -- receiving -------------------------------------------------------------------------
 
@@ -203,7 +220,7 @@ class Connection:
             logger.warning("noise on %s: %r", self.transport.description, data[:MAX_LOGGED])
         size = self.settings.limits.max_noise
         for start in range(0, len(data), size):
-            for callback in list(self.on_noise):
+            for callback in self.on_noise:
                 self._call_back(callback, data[start : start + size])
 
     def _receive_goodbye(self, message: list[Any]) -> None:
@@ -320,6 +337,7 @@ class Connection:
     def _fail_after_goodbye(self, error: IPCError) -> None:
         """End the session; a goodbye that the transport has not taken yet gets a moment."""
         self._decoder.stop()
+        self._verdict = self._verdict or error
         if self.exchange.outbox.empty or self.state is State.CLOSED:
             self._fail(error)
         elif self._parting is None:
@@ -339,6 +357,7 @@ class Connection:
         """The end: close the transport, and tell all who wait as soon as the reason is known."""
         if self.state is State.CLOSED or self._ending is not None:
             return
+        error = self._verdict or error  # not how the goodbye failed, but what it was to tell
         self._decoder.stop()
         if self._greeting is not None:
             self._greeting.stop()
@@ -373,9 +392,7 @@ class Connection:
         self._end = end
         self.state = State.CLOSED
         self.exchange.close(self._make_end)
-        if not self.established.done():
-            self.established.set_exception(end if isinstance(error, SessionClosed) else error)
-            self.established.exception()  # somebody may have stopped waiting for it
+        self._establish(end if isinstance(error, SessionClosed) else error)
 
     def _set_closed(self) -> None:
         for task in (self._closing, self._parting):
@@ -383,7 +400,7 @@ class Connection:
                 task.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
-        callbacks, self.on_close = self.on_close, []
+        callbacks, self.on_close = self.on_close, ()
         for callback in callbacks:
             self._call_back(callback, self.close_reason)
 

@@ -26,9 +26,9 @@ class Progress:
     __slots__ = ("done", "message", "total")
 
     def __init__(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        self.done = done
-        self.total = total
-        self.message = message
+        self.done: float = done
+        self.total: float | None = total
+        self.message: str | None = message
 
     @property
     def fraction(self) -> float | None:

@@ -17,33 +17,35 @@ from contextvars import Context
 from typing import Any, Final
 
 from asyncipc.errors import (
-    CallDepthExceeded,
     EncodeError,
     FaultCode,
     FrameTooLarge,
     MethodNotFound,
     RemoteProtocolError,
-    fault_code,
 )
 from asyncipc.session.context import Call, Progress, serving
 from asyncipc.session.execution import run_handlers, start_task
-from asyncipc.session.faults import describe_exception
+from asyncipc.session.faults import fault_reports
 from asyncipc.session.handlers import Handler, HandlerChain
-from asyncipc.session.outbox import Outbox, Transfer
+from asyncipc.session.lanes import Transfer
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
-from asyncipc.wire.messages import FAULT, PROGRESS, REPLY, check_fields
-from asyncipc.wire.registry import is_message
+from asyncipc.wire.messages import FAULT, PROGRESS, REPLY, check_fields, shown
 
 __all__ = ["Dispatch"]
 
-logger = logging.getLogger("asyncipc")
+logger: logging.Logger = logging.getLogger("asyncipc")
 
 # Updates that threads may have sent before the loop looks at them; then only the latest of each
 # call is kept.
 MAX_FROM_THREADS: Final = 1024
+
+# Ids and timeouts of these types up to this need no closer look.
+NUMBERS: Final = (float, int)
+MAX_PLAIN: Final = 2**63 - 1
 
 # Held for a moment each time; one lock does for all sessions.
 _waiting_updates: Final = threading.Lock()
@@ -63,6 +65,7 @@ class Dispatch:
         "_handlers_of",
         "_held_progress",
         "_idle",
+        "_max_depth",
         "_max_requests",
         "_outbox",
         "_replies",
@@ -89,26 +92,27 @@ class Dispatch:
         handlers: HandlerChain,
         settings: SessionSettings,
     ) -> None:
-        self.loop = loop
-        self.session = session
-        self.thread_id = threading.get_ident()
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.session: Any = session
+        self.thread_id: int = threading.get_ident()
         self._outbox = outbox
         self._handlers_of = handlers.for_request
         self._max_requests = settings.limits.max_requests
+        self._max_depth = settings.limits.max_depth
         self._tracebacks = settings.tracebacks
         self.running: dict[int, Call] = {}
         self.also_running: Collection[Call] = ()  # notifications
-        self.last_accepted = 0
+        self.last_accepted: int = 0
         self.refusal: str | None = None  # why no more requests are started
-        self.now = 0.0  # when the bytes being looked at were read
+        self.now: float = 0.0  # when the bytes being looked at were read
         self._replies: dict[int, Transfer] = {}  # large ones on their way
         self._held_progress: dict[int, bytes] = {}  # the latest of each lane
         self._from_threads: list[tuple[Call, Progress]] = []
         self._room: list[asyncio.Future[None]] = []
         self._idle: asyncio.Future[None] | None = None
-        self.requests = 0
-        self.refused = 0
-        self.faults = 0
+        self.requests: int = 0
+        self.refused: int = 0
+        self.faults: int = 0
 
     def open(self, codec: Codec) -> None:
         """Begin to answer."""
@@ -116,7 +120,7 @@ class Dispatch:
 
     # -- requests --------------------------------------------------------------------------
 
-    def request(self, message: list[Any]) -> None:
+    def request(self, message: list[Any]) -> None:  # noqa: C901 - the hot path, in one piece
         """A request came."""
         if len(message) == 5:
             _, wire_id, method, params, timeout = message
@@ -124,7 +128,7 @@ class Dispatch:
         else:
             check_fields(message)
             _, wire_id, method, params, timeout, metadata = [*message, None, None, None][:6]
-        if wire_id.__class__ is not int or method.__class__ is not str:
+        if wire_id.__class__ is not int or method.__class__ is not str or wire_id > MAX_PLAIN:
             check_fields(message)
         if wire_id & 1 or wire_id <= self.last_accepted:
             raise RemoteProtocolError(
@@ -132,7 +136,7 @@ class Dispatch:
                 "ids are even and count up"
             )
         if timeout is not None:
-            if timeout.__class__ is not float and timeout.__class__ is not int:
+            if timeout.__class__ not in NUMBERS or not 0 <= timeout <= MAX_PLAIN:
                 check_fields(message)
             timeout += self.now
         call = Call(self, wire_id, method, timeout, {} if metadata is None else metadata)
@@ -144,8 +148,8 @@ class Dispatch:
             return
         self.last_accepted = wire_id
         self.requests += 1
-        if message.__class__ is BrokenMessage:
-            self.send_fault(wire_id, FaultCode.INVALID_PARAMS, str(message.error))
+        if message.__class__ is BrokenMessage or call.depth > self._max_depth:
+            self._object(call, message)
             return
         handlers = self._handlers_of(method)
         if not handlers:
@@ -172,6 +176,17 @@ class Dispatch:
         if reply is not None and self._outbox.retract(reply, wire_id + 1):
             self.send_fault(wire_id, FaultCode.CANCELLED, "cancelled by the caller")
 
+    def not_understood(self, wire_id: int, kind: int) -> None:
+        """Something unknown came for a call of the other side: that ends it, here and there."""
+        call = self.running.get(wire_id)
+        if call is not None:
+            self._finish(call)  # so that it gives no other answer
+            if call.task is not None and not call.in_thread:
+                call.task.cancel()
+        self.send_fault(
+            wire_id, FaultCode.UNSUPPORTED, f"messages of kind {kind} are not known here"
+        )
+
     def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         serving.set(call)
         try:
@@ -193,8 +208,11 @@ class Dispatch:
             if result is NotImplemented:
                 raise _not_found(call.method)
         except BaseException as error:  # noqa: BLE001 - see _serve_inline
-            self._finish(call)
-            self._fail(call, error)
+            if not call.finished:
+                self._finish(call)
+                self._fail(call, error)
+            return
+        if call.finished:
             return
         self._finish(call)
         self._reply(call, result)
@@ -226,9 +244,19 @@ class Dispatch:
         if depth.__class__ is not int or depth < 1:
             raise RemoteProtocolError(
                 f"the other side sent a request whose depth should be a positive integer, "
-                f"not {depth!r:.60}"
+                f"not {shown(depth)}"
             )
         call.depth = depth
+
+    def _object(self, call: Call, message: list[Any]) -> None:
+        """Answer a request that no handler can serve."""
+        if isinstance(message, BrokenMessage):
+            self.send_fault(call.wire_id, FaultCode.INVALID_PARAMS, str(message.error))
+            return
+        reason = (
+            f"the request is nested {shown(call.depth)} deep; Limits.max_depth is {self._max_depth}"
+        )
+        self.send_fault(call.wire_id, FaultCode.TOO_DEEP, reason)
 
     # -- answers ---------------------------------------------------------------------------
 
@@ -264,38 +292,38 @@ class Dispatch:
         call.finished = True
         if self._held_progress:
             self._release_progress(call)
-        if isinstance(error, asyncio.CancelledError):
+        if issubclass(type(error), asyncio.CancelledError):
             reason = (
                 "cancelled by the caller" if call.cancelled else "cancelled where it was served"
             )
             self.send_fault(call.wire_id, FaultCode.CANCELLED, reason)
             return
-        logger.debug("the handler for %r failed", call.method, exc_info=error)
-        message, details = describe_exception(error, with_traceback=self._tracebacks)
-        code = fault_code(error)
-        if isinstance(error, CallDepthExceeded):
-            code = FaultCode.TOO_DEEP
-        if is_message(error):
+        for code, message, details in fault_reports(error, with_traceback=self._tracebacks):
             try:
-                self.send_fault(call.wire_id, code, message, {**details, "exception": error})
-            except EncodeError:
-                logger.debug("%r cannot travel as itself", error)
+                self.send_fault(call.wire_id, code, message, details)
+            except (EncodeError, FrameTooLarge) as failure:
+                logger.debug("a fault of %r has to say less: %s", call.method, failure)
             else:
-                return
-        self.send_fault(call.wire_id, code, message, details)
+                break
+        logger.debug("the handler for %r failed", call.method, exc_info=error)
 
     def send_fault(
         self, wire_id: int, code: int, message: str, details: dict[str, Any] | None = None
     ) -> None:
-        """End a call with a fault."""
+        """End a call with a fault.
+
+        :raises EncodeError: the details cannot be sent
+        :raises FrameTooLarge: they are larger than the other side takes
+        """
         attachments: list[Buffer] = []
         data = self._codec.encode([FAULT, wire_id + 1, int(code), message, details], attachments)
-        if code != FaultCode.REFUSED:
-            self.faults += 1
         if attachments or len(data) > self._outbox.inline_size:
+            self._outbox.check_size(data, attachments)
             self._outbox.put_large([data, *attachments], wire_id + 1)
         else:
             self._outbox.put(data, wire_id + 1)
+        if code != FaultCode.REFUSED:
+            self.faults += 1
 
     # -- progress ----------------------------------------------------------------------------
 

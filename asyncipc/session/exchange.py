@@ -53,19 +53,21 @@ class Exchange:
         settings: SessionSettings,
         handlers: HandlerChain,
         session: Any,
+        *,
         ended: Callable[[], IPCError],
     ) -> None:
         self._settings = settings
         self._tolerates_noise = transport.tolerates_noise
-        self.outbox = outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
-        self.calls = Calls(loop, outbox, session, settings, ended)
-        self.dispatch = Dispatch(loop, outbox, session, handlers, settings)
-        self.notifications = NotificationSender(loop, outbox, ended)
-        self.incoming_notifications = NotificationReceiver(
+        outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
+        self.outbox: Outbox = outbox
+        self.calls: Calls = Calls(loop, outbox, session, settings, ended)
+        self.dispatch: Dispatch = Dispatch(loop, outbox, session, handlers, settings)
+        self.notifications: NotificationSender = NotificationSender(loop, outbox, ended)
+        self.incoming_notifications: NotificationReceiver = NotificationReceiver(
             self.dispatch, outbox, handlers, settings.limits, self.dispatch.set_idle
         )
         self.dispatch.also_running = self.incoming_notifications.running
-        self.pings = Pings(loop, outbox)
+        self.pings: Pings = Pings(loop, outbox)
         self.router: Router | None = None  # when the session stands
 
     def open(
@@ -88,7 +90,7 @@ class Exchange:
             self.dispatch,
             self.notifications,
             self.incoming_notifications,
-            self.pings,
+            pings=self.pings,
             max_message=self._settings.limits.max_message,
             tolerates_noise=self._tolerates_noise,
             goodbye=goodbye,

@@ -32,7 +32,7 @@ class Gate:
         self._is_open = is_open
         self._line: deque[asyncio.Future[None]] | None = None  # made when somebody has to wait
         self._passing = 0
-        self.waiting = 0
+        self.waiting: int = 0
 
     async def enter(self) -> None:
         """Wait for one's turn. Whoever got through calls `passed` when it has sent.

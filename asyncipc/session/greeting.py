@@ -104,7 +104,7 @@ class Greeting:
 
     def attached(self, data: memoryview) -> None:
         """See `asyncipc.wire.framing.FrameSink`."""
-        raise AssertionError("`envelope` takes no frame with attached bytes")
+        raise AssertionError(f"`envelope` let a frame with {len(data)} attached bytes pass")
 
     def noise(self, data: bytes) -> None:
         """See `asyncipc.wire.framing.FrameSink`."""

@@ -73,15 +73,17 @@ class Handler:
         thread: bool = False,
         owner: object = None,
     ) -> None:
-        self.method = method if isinstance(method, str) else _message_name(method)
-        self.function = function
-        self.owner = function if owner is None else owner
-        self.thread = thread
+        self.method: str = method if isinstance(method, str) else _message_name(method)
+        self.function: Callable[..., Any] = function
+        self.owner: object = function if owner is None else owner
+        self.thread: bool = thread
         try:
-            self.invoke, self.is_async = _prepare(method, function, thread=thread)
+            prepared = _prepare(method, function, thread=thread)
         except TypeError as error:
             raise TypeError(f"{_label(function)} cannot handle {self.method!r}: {error}") from None
-        self.is_inline = not (self.is_async or thread)
+        self.invoke: Invoke = prepared[0]
+        self.is_async: bool = prepared[1]
+        self.is_inline: bool = not (self.is_async or thread)
 
     def belongs_to(self, target: object) -> bool:
         """Whether ``target`` is the handler's function, or the object that brought it along."""
@@ -169,8 +171,8 @@ class Handlers:
     __slots__ = ("notifications", "requests")
 
     def __init__(self) -> None:
-        self.requests = HandlerTable()
-        self.notifications = HandlerTable()
+        self.requests: HandlerTable = HandlerTable()
+        self.notifications: HandlerTable = HandlerTable()
 
     @property
     def on_request(self) -> HandlerDecorator:
@@ -236,7 +238,7 @@ class HandlerTable:
 
     def __init__(self) -> None:
         self.handlers: dict[str, tuple[Handler, ...]] = {}
-        self.revision = 0
+        self.revision: int = 0
         self._lookup: _Lookup | None = None
 
     def add(self, handler: Handler) -> None:

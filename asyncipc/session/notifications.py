@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import Context
-from functools import partial
 from typing import Any, Final
 
 from asyncipc.config import Limits
@@ -22,7 +21,7 @@ from asyncipc.session.context import Call, CallOwner, serving
 from asyncipc.session.execution import run_handlers, start_task
 from asyncipc.session.gate import Gate
 from asyncipc.session.handlers import Handler, HandlerChain
-from asyncipc.session.outbox import Outbox
+from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
 from asyncipc.session.params import normalize
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import Codec
@@ -31,7 +30,7 @@ from asyncipc.wire.messages import CREDIT, NOTIFY, check_fields
 
 __all__ = ["NotificationReceiver", "NotificationSender"]
 
-logger = logging.getLogger("asyncipc")
+logger: logging.Logger = logging.getLogger("asyncipc")
 
 # A notification costs at least this many bytes, so that credit bounds their number too.
 SMALLEST_COST: Final = 64
@@ -63,8 +62,8 @@ class NotificationSender:
         self._ended = ended
         self._costs: deque[int] | None = None  # made for the first notification
         self._credit = 0
-        self.gate = Gate(loop, self._has_credit)
-        self.sent = 0
+        self.gate: Gate = Gate(loop, self._has_credit)
+        self.sent: int = 0
 
     def open(self, codec: Codec, credit: int) -> None:
         """Begin to send, with the window that the other side grants."""
@@ -90,16 +89,13 @@ class NotificationSender:
             attachments: list[Buffer] = []
             data = self._encode(message, attachments)
             if attachments or len(data) > outbox.inline_size:
-                left = self._send_large(data, attachments)
+                self._send_large(data, attachments)
             else:
-                left = None
-                outbox.put(data, 0)
+                outbox.put(data, 0, NOTIFICATION_BATCH)
                 self._charge(len(data))
         finally:
             if waits:
                 self.gate.passed()
-        if left is not None:
-            await left
 
     def credited(self, count: int) -> None:
         """The other side has finished with so many notifications.
@@ -117,26 +113,26 @@ class NotificationSender:
         if self.gate.waiting:
             self.gate.update()
 
-    def _has_credit(self, _passing: int) -> bool:
-        return self._credit > 0 and not self._outbox.full
+    def _has_credit(self, passing: int) -> bool:
+        return self._credit > passing * SMALLEST_COST and not self._outbox.full
 
     def _charge(self, size: int) -> None:
-        cost = size if size > SMALLEST_COST else SMALLEST_COST
+        cost = size if size > SMALLEST_COST else SMALLEST_COST  # noqa: FURB136 - for each one sent
         self._credit -= cost
         if self._costs is None:
             self._costs = deque()
         self._costs.append(cost)
         self.sent += 1
 
-    def _send_large(self, data: bytes, attachments: list[Buffer]) -> asyncio.Future[None] | None:
-        """Send in parts; a future to wait for where the caller could change a buffer meanwhile."""
+    def _send_large(self, data: bytes, attachments: list[Buffer]) -> None:
+        """Send in parts.
+
+        Nobody waits until they have left, so what the caller could change meanwhile is copied.
+        """
         size = self._outbox.check_size(data, attachments)
-        mutable = any(not isinstance(buffer, bytes) for buffer in attachments)
-        left = self._loop.create_future() if mutable else None
-        done = partial(_resolve, left) if left is not None else None
-        self._outbox.put_large([data, *attachments], 0, done)
+        owned = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in attachments]
+        self._outbox.put_large([data, *owned], 0)
         self._charge(size)
-        return left
 
 
 class NotificationReceiver:
@@ -151,6 +147,7 @@ class NotificationReceiver:
         "_on_idle",
         "_outbox",
         "_owner",
+        "_settling",
         "_share",
         "received",
         "running",
@@ -172,10 +169,11 @@ class NotificationReceiver:
         self._max_running = limits.notification_credit // SMALLEST_COST + 1
         self._on_idle = on_idle
         self._finished = 0  # since credit was last given
+        self._settling = False  # as soon as this turn of the loop is over
         self._due = 0  # bytes of frames since then: never less than what the sender counted
         self.running: dict[Call, None] = {}  # as a set, and smaller while it is empty
-        self.received = 0
-        self.unhandled = 0
+        self.received: int = 0
+        self.unhandled: int = 0
 
     def open(self, codec: Codec) -> None:
         """Begin to give credit."""
@@ -220,12 +218,14 @@ class NotificationReceiver:
 
     def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         serving.set(call)
+        passed_on = False
         try:
-            if handlers[0].invoke(params, call) is NotImplemented:
-                self._start(call, handlers[1:], params)  # those behind it may take time
-                return
-        except BaseException:  # noqa: BLE001 - nobody waits for a notification
+            passed_on = handlers[0].invoke(params, call) is NotImplemented
+        except BaseException:
             logger.exception("the handler for the notification %r failed", call.method)
+        if passed_on:
+            self._start(call, handlers[1:], params)  # those behind it may take time
+            return
         call.finished = True
         self._finished += 1
 
@@ -245,10 +245,11 @@ class NotificationReceiver:
 
     async def _serve(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         try:
-            await run_handlers(handlers, params, call)
+            if await run_handlers(handlers, params, call) is NotImplemented:
+                self._report_unhandled(call.method)
         except asyncio.CancelledError:
             logger.debug("the handler for the notification %r was cancelled", call.method)
-        except BaseException:  # noqa: BLE001 - nobody waits for a notification
+        except BaseException:
             logger.exception("the handler for the notification %r failed", call.method)
         call.finished = True
 
@@ -256,20 +257,23 @@ class NotificationReceiver:
         call.finished = True
         self.running.pop(call, None)
         self._finished += 1
-        if self._finished == 1:
-            self._owner.loop.call_soon(self.settle, 0)  # one message for all of this turn
+        if not self._settling:
+            self._settling = True
+            self._owner.loop.call_soon(self._settle_finished)  # one message for all of this turn
         if not self.running:
             self._on_idle()
+
+    def _settle_finished(self) -> None:
+        self._settling = False
+        self.settle(0)
 
     def _drop(self, message: list[Any]) -> None:
         if isinstance(message, BrokenMessage):
             logger.warning("the notification %r was dropped: %s", message[1], message.error)
-            return
+        else:
+            self._report_unhandled(message[1])
+
+    def _report_unhandled(self, method: str) -> None:
         if self.unhandled < MAX_UNHANDLED_REPORTS:
-            logger.warning("no handler takes the notification %r; it was dropped", message[1])
+            logger.warning("no handler takes the notification %r; it was dropped", method)
         self.unhandled += 1
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

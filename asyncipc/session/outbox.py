@@ -13,19 +13,18 @@ Layer 2, inside the session. Below: wire, transport.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
+from asyncipc.session.lanes import Lanes, Transfer
 from asyncipc.transport.base import Buffer
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.framing import HEADER_SIZE, frame_header
+from asyncipc.wire.framing import frame_header
 from asyncipc.wire.messages import BEGIN, PART, RETRACT
-from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
 
-__all__ = ["Outbox", "Transfer"]
+__all__ = ["Outbox"]
 
 # A message above this travels as a transfer. Below, copying it into a common frame is cheaper.
 INLINE_SIZE: Final = 32 * 1024
@@ -33,6 +32,14 @@ INLINE_SIZE: Final = 32 * 1024
 # A batch that has grown this far is sent at once, without waiting for the end of the turn: the
 # other side can begin, and the frame still fits its read buffer.
 BATCH_SIZE: Final = 64 * 1024
+
+# So is one of this many calls or answers: with all of them in one frame, the two sides would work
+# in turns instead of side by side. Measured: 64 calls in flight are answered up to 1.7 times as
+# fast; smaller batches cost more system calls than they gain.
+BATCH_COUNT: Final = 16
+
+# Nobody waits for notifications, so they gather until the turn or the batch is full.
+NOTIFICATION_BATCH: Final = 4096
 
 # Bytes of one part. Measured: smaller parts cost bulk throughput, larger ones make a ping wait.
 PART_SIZE: Final = 256 * 1024
@@ -53,6 +60,7 @@ class Sink(Protocol):
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """See `asyncipc.transport.base.Transport.write`."""
+        ...
 
 
 class Nowhere:
@@ -61,19 +69,6 @@ class Nowhere:
     def write(self, _buffers: Sequence[Buffer]) -> bool:
         """Everything fits."""
         return True
-
-
-class Transfer:
-    """A large message in the outbox. ``done`` is called when it has left or was dropped."""
-
-    __slots__ = ("done", "lane", "number", "outgoing", "retracted")
-
-    def __init__(self, lane: int, segments: Sequence[Buffer], done: Callable[[], object] | None):
-        self.lane = lane
-        self.outgoing = Outgoing(segments)
-        self.number = 0  # given when the first part leaves
-        self.done = done
-        self.retracted = False
 
 
 class Outbox:
@@ -90,17 +85,15 @@ class Outbox:
         "_encode",
         "_join",
         "_lanes",
-        "_last_number",
         "_loop",
         "_max_batch",
-        "_max_message",
         "_max_frame",
+        "_max_message",
         "_on_room",
-        "_open_size",
         "_on_written",
         "_queue",
-        "_scheduled",
         "_raw",
+        "_scheduled",
         "_sink",
         "_was_full",
         "accepts_calls",
@@ -120,21 +113,19 @@ class Outbox:
     ) -> None:
         self._loop = loop
         self._sink = sink
-        self.limit = limit
+        self.limit: int = limit
         self._on_room = on_room
         self._queue: list[bytes] = []
-        self._lanes: dict[int, deque[bytes | Transfer]] = {}
-        self._last_number = 0
-        self._open_size = 0
+        self._lanes = Lanes()
         self._on_written: list[Callable[[], object]] = []
         self._scheduled = False
         self._blocked = False
         self._raw: list[bytes] = []
         self._was_full = False
-        self.accepts_calls = False
-        self.corked = False
-        self.size = 0
-        self.bytes_sent = 0
+        self.accepts_calls: bool = False
+        self.corked: bool = False
+        self.size: int = 0
+        self.bytes_sent: int = 0
 
     def open(
         self,
@@ -149,7 +140,7 @@ class Outbox:
         self._max_frame = max_frame
         self._max_message = max_message
         self._max_batch = min(BATCH_SIZE + INLINE_SIZE, max_frame - BATCH_HEADER)
-        self.inline_size = min(INLINE_SIZE, max_frame // 2, max_message)
+        self.inline_size: int = min(INLINE_SIZE, max_frame // 2, max_message)
         self.accepts_calls = True
 
     @property
@@ -186,9 +177,10 @@ class Outbox:
         else:
             self._blocked = not self._sink.write((frame,))
 
-    def put(self, message: bytes, lane: int = -1) -> bool:
+    def put(self, message: bytes, lane: int = -1, batch: int = BATCH_COUNT) -> bool:
         """Send an encoded message at the end of this turn of the loop.
 
+        :param batch: or earlier, when so many messages have gathered
         :returns: True if it stands behind a large one of its lane, and may still be retracted
         """
         self.size += len(message)
@@ -196,7 +188,7 @@ class Outbox:
             self._lanes[lane].append(message)
             return True
         self._queue.append(message)
-        if self.size > BATCH_SIZE:
+        if self.size > BATCH_SIZE or len(self._queue) >= batch:
             self.flush()
         elif not (self._scheduled or self.corked):
             self._scheduled = True
@@ -221,11 +213,7 @@ class Outbox:
         """
         transfer = Transfer(lane, segments, done)
         self.size += transfer.outgoing.size
-        line = self._lanes.get(lane)
-        if line is None:
-            self._lanes[lane] = deque((transfer,))
-        else:
-            line.append(transfer)
+        self._lanes.add(transfer)
         self.flush()
         return transfer
 
@@ -235,13 +223,10 @@ class Outbox:
         :returns: False if all of it has left already, so that the other side will get it
         """
         if isinstance(item, bytes):
-            line = self._lanes.get(lane, ())
-            for position, waiting in enumerate(line):
-                if waiting is item:
-                    del self._lanes[lane][position]
-                    self.size -= len(item)
-                    return True
-            return False
+            if not self._lanes.drop(item, lane):
+                return False
+            self.size -= len(item)
+            return True
         if item.outgoing.finished or item.retracted:
             return item.retracted
         item.retracted = True
@@ -318,12 +303,12 @@ class Outbox:
         self.accepts_calls = False
         self._raw.clear()
         self._queue.clear()
-        lanes, self._lanes = self._lanes, {}
+        transfers = list(self._lanes.transfers())
+        self._lanes.clear()
         self.size = 0
-        for line in lanes.values():
-            for item in line:
-                if isinstance(item, Transfer) and item.done is not None:
-                    item.done()
+        for transfer in transfers:
+            if transfer.done is not None:
+                transfer.done()
         self._sink = NOWHERE
         self.written()
 
@@ -377,17 +362,12 @@ class Outbox:
 
     def _write_part(self) -> int:
         """Write the next part of the transfer whose turn it is; return its size in bytes."""
-        lane = self._next_lane()
-        transfer = self._lanes[lane][0]
-        assert isinstance(transfer, Transfer)
+        transfer = self._lanes.next_transfer(self._max_message)
         outgoing = transfer.outgoing
         if transfer.number:
             head: list[Any] = [PART, transfer.number]
         else:
-            self._last_number += 1
-            transfer.number = self._last_number
-            self._open_size += outgoing.size
-            head = [BEGIN, transfer.number, outgoing.lengths]
+            head = [BEGIN, self._lanes.begin(transfer), outgoing.lengths]
         envelope = self._encode(head, [])
         part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
         size = sum(map(len, part))
@@ -398,46 +378,9 @@ class Outbox:
             self._finish(transfer)
         return len(frame) + size
 
-    def _next_lane(self) -> int:
-        """The lane whose transfer may send a part now: they take turns.
-
-        A transfer is begun only while the other side can hold it beside those already begun.
-        """
-        for lane in list(self._lanes):
-            line = self._lanes[lane] = self._lanes.pop(lane)  # to the end: others come first now
-            transfer = line[0]
-            assert isinstance(transfer, Transfer)
-            if transfer.number or self._may_begin(transfer):
-                return lane
-        raise AssertionError("one transfer alone may always begin")
-
-    def _may_begin(self, transfer: Transfer) -> bool:
-        if not self._open_size:
-            return True
-        begun = sum(
-            1 for line in self._lanes.values() if isinstance(line[0], Transfer) and line[0].number
-        )
-        return (
-            begun < MAX_TRANSFERS and self._open_size + transfer.outgoing.size <= self._max_message
-        )
-
     def _finish(self, transfer: Transfer) -> None:
         """A transfer has left or was dropped: what stands behind it in its lane may go."""
-        if transfer.number:
-            self._open_size -= transfer.outgoing.size
-        line = self._lanes[transfer.lane]
-        line.popleft()
-        while line:
-            item = line[0]
-            if isinstance(item, Transfer):
-                if not item.retracted:
-                    break
-                line.popleft()
-            else:
-                self._queue.append(item)
-                line.popleft()
-        if not line:
-            del self._lanes[transfer.lane]
+        self._queue += self._lanes.leave(transfer)
         if transfer.done is None:
             return
         if self._blocked:

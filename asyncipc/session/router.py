@@ -7,16 +7,16 @@ Layer 2, inside the session. Above: the connection. Below: wire.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar
 
-from asyncipc.errors import DecodeError, FaultCode, RemoteProtocolError
+from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.pings import Pings
 from asyncipc.wire import messages
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, check_fields, shown
+from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, GoodbyeCode, check_fields, shown
 from asyncipc.wire.transfers import Assembler
 
 __all__ = ["Router"]
@@ -37,6 +37,7 @@ class Router:
         "_decode",
         "_dispatch",
         "_incoming_notifications",
+        "_is_over",
         "_max_message",
         "_notifications",
         "_notified",
@@ -55,8 +56,8 @@ class Router:
         dispatch: Dispatch,
         notifications: NotificationSender,
         incoming_notifications: NotificationReceiver,
-        pings: Pings,
         *,
+        pings: Pings,
         max_message: int,
         tolerates_noise: bool,
         goodbye: Callable[[list[Any]], None],
@@ -75,8 +76,9 @@ class Router:
         self._tolerates_noise = tolerates_noise
         self._receive_goodbye = goodbye
         self._assembler: Assembler | None = None  # made when the first transfer comes
-        self.noise = noise
-        self.ignored = 0
+        self.noise: Callable[[bytes], None] = noise
+        self.ignored: int = 0
+        self._is_over = False  # what stands behind that goodbye in its batch is not served
 
     def envelope(self, data: memoryview, attached: int) -> bool:
         """A complete envelope came; see `asyncipc.wire.framing.FrameSink`."""
@@ -88,7 +90,7 @@ class Router:
             raise RemoteProtocolError(f"the other side sent no message: {error}") from error
         if attached:
             kind = decoded[0]
-            if kind != messages.BEGIN and kind != messages.PART:
+            if kind not in (messages.BEGIN, messages.PART):
                 raise RemoteProtocolError(
                     f"the other side attached {attached} bytes to a message of kind {shown(kind)}; "
                     "only begin and part take any"
@@ -124,10 +126,12 @@ class Router:
             elif kind == NOTIFY:
                 self._notified(message)
             else:
-                receive = _OTHERS.get(kind)
+                receive = self._OTHERS.get(kind)
                 if receive is not None:
                     check_fields(message)
                     receive(self, message)
+                    if self._is_over:
+                        return
                 else:
                     self._receive_unknown(message)
         if incoming.received != before:
@@ -168,8 +172,9 @@ class Router:
 
     def _take_goodbye(self, message: list[Any]) -> None:
         self._receive_goodbye(message)
+        self._is_over = message[2] != GoodbyeCode.NORMAL
 
-    def _receive_late(self, message: list[Any]) -> None:
+    def _receive_late(self, _message: list[Any]) -> None:
         raise RemoteProtocolError("the other side sent a second hello, or an auth out of turn")
 
     def _receive_unknown(self, message: list[Any]) -> None:
@@ -183,29 +188,26 @@ class Router:
             self.ignored += 1
             return
         wire_id = message[1] if len(message) > 1 else None
-        if wire_id.__class__ is not int or wire_id <= 0:
+        if type(wire_id) is not int or wire_id <= 0:
             raise RemoteProtocolError(
                 f"the other side sent the unknown critical kind {kind} without the id of a call"
             )
         if wire_id & 1:
             self._calls.not_understood(wire_id, kind)
         else:
-            self._dispatch.send_fault(
-                wire_id, FaultCode.UNSUPPORTED, f"messages of kind {kind} are not known here"
-            )
+            self._dispatch.not_understood(wire_id, kind)
 
-
-_OTHERS: Final[dict[int, Callable[[Router, list[Any]], None]]] = {
-    messages.FAULT: Router._receive_fault,
-    messages.PROGRESS: Router._receive_progress,
-    messages.CANCEL: Router._receive_cancel,
-    messages.CREDIT: Router._receive_credit,
-    messages.PING: Router._receive_ping,
-    messages.PONG: Router._receive_pong,
-    messages.BEGIN: Router._receive_begin,
-    messages.PART: Router._receive_part,
-    messages.RETRACT: Router._receive_retract,
-    messages.GOODBYE: Router._take_goodbye,
-    messages.HELLO: Router._receive_late,
-    messages.AUTH: Router._receive_late,
-}
+    _OTHERS: ClassVar[dict[int, Callable[["Router", list[Any]], None]]] = {
+        messages.FAULT: _receive_fault,
+        messages.PROGRESS: _receive_progress,
+        messages.CANCEL: _receive_cancel,
+        messages.CREDIT: _receive_credit,
+        messages.PING: _receive_ping,
+        messages.PONG: _receive_pong,
+        messages.BEGIN: _receive_begin,
+        messages.PART: _receive_part,
+        messages.RETRACT: _receive_retract,
+        messages.GOODBYE: _take_goodbye,
+        messages.HELLO: _receive_late,
+        messages.AUTH: _receive_late,
+    }

@@ -111,9 +111,11 @@ class Session:
         :param on_open: called when the session stands, before any message is served
         """
         connection = self._connection
+        established = connection.established
+        assert established is not None, "a session is started once"
         try:
             connection.start(None if on_open is None else partial(on_open, self))
-            await connection.established
+            await established
         except BaseException:
             await connection.close()
             raise
@@ -131,7 +133,7 @@ class Session:
         method: object,
         params: object = None,
         *,
-        timeout: float | None | DefaultTimeout = DEFAULT_TIMEOUT,
+        timeout: float | DefaultTimeout | None = DEFAULT_TIMEOUT,
         on_progress: OnProgress | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Coroutine[Any, Any, Any]:
@@ -185,7 +187,7 @@ class Session:
         """
         return self._connection.exchange.notifications.notify(method, params, metadata)
 
-    async def ping(self, *, timeout: float | None | DefaultTimeout = DEFAULT_TIMEOUT) -> float:
+    async def ping(self, *, timeout: float | DefaultTimeout | None = DEFAULT_TIMEOUT) -> float:
         """Ask for a sign of life, past everything that waits; the round trip in seconds.
 
         :raises RequestTimeout: none came in time
@@ -262,20 +264,23 @@ class Session:
         await self.aclose()
 
     def on_close(self, callback: Callable[[SessionClosed | None], object]) -> None:
-        """Call ``callback`` when the session has ended: with the reason, or None where it ended in
-        good order. At once, in the next turn of the loop, if it has ended already."""
+        """Call ``callback`` when the session has ended.
+
+        It gets the reason, or None where the session ended in good order. At once, in the next
+        turn of the loop, if it has ended already.
+        """
         connection = self._connection
         if connection.closed.done():
             connection.loop.call_soon(callback, connection.close_reason)
         else:
-            connection.on_close.append(callback)
+            connection.on_close += (callback,)
 
     def on_noise(self, callback: Callable[[bytes], object]) -> None:
         """Call ``callback`` with bytes that came between frames, instead of logging them.
 
         Each piece has at most ``Limits.max_noise`` bytes. Only pipes and stdio tolerate noise.
         """
-        self._connection.on_noise.append(callback)
+        self._connection.on_noise += (callback,)
 
     # -- what is known ---------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ The contract, which ``tests/contract`` runs over every implementation:
    of the loop than the call that caused it: with None after `Transport.close`, and also where the
    other side has hung up cleanly (all that it sent was delivered first); else with the error.
 6. `Transport.close` is immediate and may be called at any time, and twice. What was not written
-   is dropped; a receiver that wants it flushed waits for `writable` first. After `connection_lost` all descriptors
-   the transport owned are closed and the loop holds no reference to it.
+   is dropped; a receiver that wants it flushed waits for `writable` first. After
+   `connection_lost` all descriptors the transport owned are closed and the loop holds no
+   reference to it.
 7. `read_available` delivers what has come already, inside the call: for who knows that the
    process at the other end is dead, and wants what it sent before the loop gets to it.
 8. `pause_reading` and `resume_reading` may be called at any time after `start`, and twice; while
@@ -54,18 +55,23 @@ class Receiver(Protocol):
 
     def get_buffer(self) -> memoryview:
         """Writable memory, never empty, for the next read. Valid until `buffer_updated`."""
+        ...
 
     def buffer_updated(self, count: int) -> None:
         """The first ``count`` bytes (at least 1) of the buffer were filled."""
+        ...
 
     def writable(self) -> None:
         """What the last `Transport.write` kept has left."""
+        ...
 
     def end_of_input(self) -> None:
         """The other side sends no more, but may still read."""
+        ...
 
     def connection_lost(self, error: Exception | None) -> None:
         """The transport is gone. None: it was closed here, or there cleanly."""
+        ...
 
 
 @runtime_checkable
@@ -75,32 +81,48 @@ class Transport(Protocol):
     @property
     def description(self) -> str:
         """For messages to people: ``unix:/run/app.sock``, ``stdio``, ``pid 123``."""
+        ...
 
     @property
     def tolerates_noise(self) -> bool:
         """True where bytes of other writers may stand between frames (pipes, stdio)."""
+        ...
 
     @property
     def credentials(self) -> Credentials | None:
         """The process at the other end, where the kernel tells; None elsewhere."""
+        ...
 
     def start(self, receiver: Receiver) -> None:
         """Begin to read. Called once, inside a running loop."""
+        ...
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """Send the buffers one behind the other; see rule 3. Ignored after the end."""
+        ...
 
     def read_available(self) -> None:
-        """Deliver what has come already, now; see rule 7. Does nothing where that is not possible."""
+        """Deliver what has come already, now; see rule 7.
+
+        Does nothing where that is not possible.
+        """
+        ...
 
     def pause_reading(self) -> None:
         """Stop delivering data until `resume_reading`."""
+        ...
 
     def resume_reading(self) -> None:
         """Deliver data again."""
+        ...
 
     def write_eof(self) -> None:
-        """Finish sending; the other side sees the end of its input. Call only when nothing is kept."""
+        """Finish sending; the other side sees the end of its input.
+
+        Call only when nothing is kept.
+        """
+        ...
 
     def close(self) -> None:
         """End both directions now; see rules 5 and 6."""
+        ...

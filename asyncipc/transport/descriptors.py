@@ -48,7 +48,7 @@ class PolledDescriptor:
         self._flags_found: int | None = None
         if own is not None:
             os.close(fd)
-            self.fd = own
+            self.fd: int = own
         else:
             self._flags_found = fcntl.fcntl(fd, fcntl.F_GETFL)
             os.set_blocking(fd, False)
@@ -95,7 +95,7 @@ class FileDescriptor:
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
         self._callback: Callable[[], None] | None = None
         self._next_call: asyncio.Handle | None = None
         self._chunk: memoryview | OSError | None = None

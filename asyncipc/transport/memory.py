@@ -49,8 +49,8 @@ class MemoryTransport:
     _receiver: Receiver
 
     def __init__(self, description: str) -> None:
-        self.description = description
-        self.tolerates_noise = False
+        self.description: str = description
+        self.tolerates_noise: bool = False
         self.credentials: Credentials | None = None
         self._incoming: deque[memoryview] = deque()
         self._incoming_size = 0

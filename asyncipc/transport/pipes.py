@@ -9,9 +9,9 @@ import os
 import socket
 import stat
 
+from asyncipc.transport.base import Receiver
 from asyncipc.transport.descriptors import FileDescriptor, PolledDescriptor, open_descriptor
 from asyncipc.transport.polled import PolledTransport
-from asyncipc.transport.readiness import unwatch_hangup, watch_hangup
 
 __all__ = ["PipeTransport"]
 
@@ -63,6 +63,17 @@ class PipeTransport(PolledTransport):
             credentials=None,
         )
 
+    def start(self, receiver: Receiver) -> None:
+        super().start(receiver)
+        if not self._ended:
+            # An error on the end we write means that the end the other side reads is closed.
+            super()._watch_hangup(True)
+
+    def _watch_hangup(self, watch: bool) -> None:
+        """All the time, not only while nothing is read."""
+        if self._ended:
+            super()._watch_hangup(False)
+
     def _poll_input(self, poll: bool) -> None:
         if isinstance(self._input, FileDescriptor):
             self._input.poll(self._loop, self._read_ready if poll else None)
@@ -74,10 +85,10 @@ class PipeTransport(PolledTransport):
             with socket.socket(fileno=os.dup(self._write_fd)) as sock:
                 sock.shutdown(socket.SHUT_WR)
         # From now on the end of what the other side writes is the end of all.
-        unwatch_hangup(self._loop, self._hangup_fd)
+        super()._watch_hangup(False)
         self._close_output()
         self._hangup_fd = self._read_fd
-        watch_hangup(self._loop, self._hangup_fd, self._finish)
+        super()._watch_hangup(True)
 
     def _close_descriptors(self) -> None:
         # In this order, for where both are one description: its flags were read by the first.

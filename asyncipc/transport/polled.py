@@ -9,7 +9,9 @@ import abc
 import asyncio
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
+from weakref import ref
 
 from asyncipc.errors import LocalProtocolError
 from asyncipc.transport.base import Buffer, Credentials, Receiver
@@ -49,6 +51,7 @@ class PolledTransport(abc.ABC):
         "_polls_output",
         "_read_fd",
         "_read_into",
+        "_reader",
         "_reading",
         "_receiver",
         "_send",
@@ -76,9 +79,9 @@ class PolledTransport(abc.ABC):
         tolerates_noise: bool,
         credentials: Credentials | None,
     ) -> None:
-        self.description = description
-        self.tolerates_noise = tolerates_noise
-        self.credentials = credentials
+        self.description: str = description
+        self.tolerates_noise: bool = tolerates_noise
+        self.credentials: Credentials | None = credentials
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._hangup_fd = write_fd  # where it shows that the other side is gone altogether
@@ -92,6 +95,7 @@ class PolledTransport(abc.ABC):
         self._polls_output = False
         self._unsent: list[Buffer] = []
         self._write_error: OSError | None = None
+        self._reader: ref[partial[None]] | None = None
 
     # What subclasses add
 
@@ -114,9 +118,19 @@ class PolledTransport(abc.ABC):
     def _poll_input(self, poll: bool) -> None:
         """Have the loop call `_read_ready`, or no longer."""
         if poll:
-            self._loop.add_reader(self._read_fd, self._read_ready)
+            # At an error (a reset, or a peer that left bytes unread) uvloop calls a reader once
+            # more and then drops it, without a word. It holds the only reference, so that the
+            # death of this object tells, at no cost for each message.
+            reader = partial(self._read_ready)
+            self._reader = ref(reader, self._reader_dropped)
+            self._loop.add_reader(self._read_fd, reader)
         else:
+            self._reader = None
             self._loop.remove_reader(self._read_fd)
+
+    def _reader_dropped(self, _: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon(self._finish)
 
     def _poll_output(self, poll: bool) -> None:
         """Have the loop call `_write_ready`, or no longer."""
@@ -135,7 +149,6 @@ class PolledTransport(abc.ABC):
         self._receiver = receiver
         self._reading = True
         self._poll_input(True)
-        watch_hangup(self._loop, self._hangup_fd, self._finish)
 
     def close(self) -> None:
         if not self._ended:
@@ -147,7 +160,7 @@ class PolledTransport(abc.ABC):
         if not hasattr(self, "_loop"):  # never started, so there is nobody to tell
             self._close_descriptors()
             return
-        unwatch_hangup(self._loop, self._hangup_fd)
+        self._watch_hangup(False)
         if self._reading:
             self._reading = False
             self._poll_input(False)
@@ -162,10 +175,12 @@ class PolledTransport(abc.ABC):
         if self._reading:
             self._reading = False
             self._poll_input(False)
+            self._watch_hangup(True)
 
     def resume_reading(self) -> None:
         if not (self._reading or self._input_ended or self._ended):
             self._reading = True
+            self._watch_hangup(False)
             self._poll_input(True)
 
     def _read_ready(self) -> None:
@@ -195,7 +210,15 @@ class PolledTransport(abc.ABC):
         self._input_ended = True
         self._reading = False
         self._poll_input(False)
+        self._watch_hangup(True)
         self._receiver.end_of_input()
+
+    def _watch_hangup(self, watch: bool) -> None:
+        """While nothing is read, notice a hang-up all the same."""
+        if watch:
+            watch_hangup(self._loop, self._hangup_fd, self._finish)
+        else:
+            unwatch_hangup(self._loop, self._hangup_fd)
 
     def _finish(self) -> None:
         """The other side is gone: deliver what the kernel still holds, then end.

@@ -35,8 +35,8 @@ class _HangupWatch:
     """One epoll of a loop, in which descriptors wait for a hang-up or an error and nothing else.
 
     The loop polls the epoll. That allows what ``add_reader`` does not: to hear of a hang-up while
-    nothing is read. And it is needed even while something is: at an error (a reset, a peer that
-    left bytes unread) uvloop calls a reader once more and then never again.
+    nothing is read. To have every descriptor in it all the time would be simpler, and was measured
+    to cost half a microsecond for each message.
     """
 
     __slots__ = ("callbacks", "epoll")
@@ -71,6 +71,7 @@ def watch_hangup(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[]
     watch = _watches.get(loop)
     try:
         if watch is None:
+            _drop_closed_loops()
             watch = _HangupWatch()
             loop.add_reader(watch.epoll.fileno(), watch.tell)
             _watches[loop] = watch
@@ -97,6 +98,13 @@ def _forget(loop: asyncio.AbstractEventLoop, watch: _HangupWatch, fd: int) -> No
         del _watches[loop]
         loop.remove_reader(watch.epoll.fileno())
         watch.epoll.close()
+
+
+def _drop_closed_loops() -> None:
+    """What was open when its loop was closed keeps the loop, and so itself, alive in here."""
+    for loop in tuple(_watches):
+        if loop.is_closed() and (watch := _watches.pop(loop, None)) is not None:
+            watch.epoll.close()
 
 
 def hung_up(fd: int) -> bool:

@@ -18,7 +18,7 @@ import anyio
 import anyio.abc
 
 from asyncipc.errors import LocalProtocolError
-from asyncipc.transport.base import Buffer, Receiver
+from asyncipc.transport.base import Buffer, Credentials, Receiver
 from asyncipc.transport.readiness import hung_up, unwatch_hangup, watch_hangup
 from asyncipc.transport.sockets import peer_credentials
 
@@ -31,7 +31,8 @@ _READ_SIZE: Final = 64 * 1024
 # asked how much there is.
 _LAST_READS: Final = 1.0
 
-# Seconds for a TLS stream to say goodbye to a peer that may have stopped answering.
+# Seconds for each step of closing: a TLS stream says goodbye to a peer that may not answer, and a
+# library may swallow a cancellation.
 _CLOSE_TIMEOUT: Final = 1.0
 
 
@@ -40,24 +41,31 @@ class _Streams(Protocol):
 
     def sock(self) -> socket.socket | None:
         """The socket behind them, if there is one."""
+        ...
 
     def fileno(self) -> int | None:
         """The descriptor written to, if it can be seen."""
+        ...
 
     def is_closing(self) -> bool:
         """Whether the other direction is known to be over, at the end of input."""
+        ...
 
     async def receive(self) -> bytes:
         """Empty at the end."""
+        ...
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Returns when all has left."""
+        ...
 
     async def send_eof(self) -> bool:
         """False where that cannot be told without closing both directions."""
+        ...
 
     async def aclose(self, *, flushed: bool) -> None:
         """Close both directions at once, dropping what was not sent."""
+        ...
 
 
 class StreamTransport:
@@ -73,8 +81,10 @@ class StreamTransport:
     ) -> None:
         sock = streams.sock()
         self.description = description
-        self.tolerates_noise = sock is None if tolerates_noise is None else tolerates_noise
-        self.credentials = None if sock is None else peer_credentials(sock)
+        if tolerates_noise is None:
+            tolerates_noise = _may_be_stdio(sock)
+        self.tolerates_noise: bool = tolerates_noise
+        self.credentials: Credentials | None = None if sock is None else peer_credentials(sock)
         self._streams = streams
         self._fd = streams.fileno()
         self._tasks: list[asyncio.Task[None]] = []
@@ -100,7 +110,7 @@ class StreamTransport:
     ) -> "StreamTransport":
         """Wrap what ``asyncio.open_connection`` and its kin return.
 
-        :param tolerates_noise: by default False where a socket is behind the streams
+        :param tolerates_noise: by default False where a socket with a name is behind the streams
         """
         streams = _AsyncioStreams(reader, writer)
         return cls(streams, description=description, tolerates_noise=tolerates_noise)
@@ -116,7 +126,7 @@ class StreamTransport:
     ) -> "StreamTransport":
         """Wrap a pair of anyio streams, or one ``ByteStream`` given twice.
 
-        :param tolerates_noise: by default False where a socket is behind the streams
+        :param tolerates_noise: by default False where a socket with a name is behind the streams
         """
         streams = _AnyioStreams(receive, send)
         return cls(streams, description=description, tolerates_noise=tolerates_noise)
@@ -146,7 +156,7 @@ class StreamTransport:
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
-                await asyncio.wait(self._tasks)
+                await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT)
             # Why closing failed tells nothing that the end itself did not tell.
             with contextlib.suppress(Exception):
                 await self._streams.aclose(flushed=not self._kept)
@@ -346,11 +356,16 @@ class _AnyioStreams:
 
     async def aclose(self, *, flushed: bool) -> None:  # noqa: ARG002 - these keep nothing back
         # Not anyio.aclose_forcefully: it leaves the second half of a stapled stream open.
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
-            try:
-                await self._send.aclose()
-            finally:
-                await self._receive.aclose()  # may be the same: closing twice is allowed
+        halves: list[anyio.abc.AsyncResource] = [self._send, self._receive]
+        for half in halves[1:] if halves[0] is halves[1] else halves:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await half.aclose()
+
+
+def _may_be_stdio(sock: socket.socket | None) -> bool:
+    """True for pipes, and for socketpairs: uvloop gives its subprocesses such instead of pipes."""
+    return sock is None or not (sock.getsockname() or sock.getpeername())
 
 
 def _fileno(behind: Any) -> int | None:

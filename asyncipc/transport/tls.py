@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from asyncipc.errors import LocalProtocolError
-from asyncipc.transport.base import Buffer, Receiver
+from asyncipc.transport.base import Buffer, Credentials, Receiver
 from asyncipc.transport.sockets import peer_credentials, tune
 
 __all__ = ["TlsTransport", "accept", "connect"]
@@ -113,7 +113,7 @@ class TlsTransport(asyncio.BufferedProtocol):
     def __init__(self, sock: socket.socket, description: str) -> None:
         self.description = description
         self.tolerates_noise = False
-        self.credentials = peer_credentials(sock)
+        self.credentials: Credentials | None = peer_credentials(sock)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._spare = memoryview(b"")
@@ -195,7 +195,7 @@ class TlsTransport(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=1, low=0)  # with 0 it would always pause
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+    def get_buffer(self, _sizehint: int) -> memoryview:
         if self._receiver is None or self._closed:
             self._spare = memoryview(bytearray(_SPARE_SIZE))
             return self._spare

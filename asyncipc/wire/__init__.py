@@ -1,0 +1,1 @@
+"""The wire: between messages and bytes, and all rules of the protocol. No input or output."""

@@ -15,6 +15,7 @@ from asyncipc.errors import DecodeError
 __all__ = [
     "ATTACH_ABOVE",
     "BUFFER_TYPES",
+    "MAX_ATTACHMENTS",
     "AttachmentError",
     "Attachments",
     "Buffer",
@@ -28,6 +29,9 @@ BUFFER_TYPES: Final = frozenset({bytes, bytearray, memoryview})
 
 # Below this, copying the bytes into the envelope is cheaper than handling one more buffer.
 ATTACH_ABOVE: Final = 16 * 1024
+
+# Of one message; what more there is stays in the envelope. See docs/protocol.md.
+MAX_ATTACHMENTS: Final = 1024
 
 
 def check_attach_above(size: int) -> int:

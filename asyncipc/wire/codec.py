@@ -38,9 +38,11 @@ class Codec(Protocol):
         :raises EncodeError: it cannot be sent; the text begins with the path to the culprit, and
             nothing was appended
         """
+        ...
 
     def join(self, messages: list[bytes]) -> bytes:
         """Several encoded messages, none with attachments, as one envelope: a batch."""
+        ...
 
     def decode(self, envelope: Buffer, attachments: Sequence[bytes] = ()) -> list[Any]:
         """The message in an envelope, or the list of messages of a batch.
@@ -50,3 +52,4 @@ class Codec(Protocol):
 
         :raises DecodeError: the envelope holds no message at all, or does not fit the attachments
         """
+        ...

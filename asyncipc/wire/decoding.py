@@ -50,9 +50,9 @@ def each_message(envelope: Any, revive: Callable[[Any], Any] | None = None) -> l
     )
 
 
-def _revived(message: list[Any], revive: Callable[[Any], Any]) -> list[Any]:
+def _revived(message: list[Any], revive: Callable[[Any], list[Any]]) -> list[Any]:
     try:
-        return revive(message)  # type: ignore[no-any-return]
+        return revive(message)
     except PathError as fault:
         error = DecodeError(fault.text(message))
         error.__cause__ = fault.__cause__

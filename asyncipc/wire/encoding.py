@@ -12,7 +12,13 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from asyncipc.wire.attachments import ATTACH_ABOVE, BUFFER_TYPES, Buffer, as_attachment
+from asyncipc.wire.attachments import (
+    ATTACH_ABOVE,
+    BUFFER_TYPES,
+    MAX_ATTACHMENTS,
+    Buffer,
+    as_attachment,
+)
 from asyncipc.wire.paths import PathError, describe
 from asyncipc.wire.registry import registration
 from asyncipc.wire.values import (
@@ -181,7 +187,7 @@ class Flattener:
         kind = type(buffer)
         try:
             size = buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
-            if size < self._attach_above:
+            if size < self._attach_above or len(self._attachments) >= MAX_ATTACHMENTS:
                 return self.flat_bytes(buffer) if isinstance(buffer, bytes) else self._row(buffer)
             attachment = as_attachment(buffer)
         except ValueError as error:

@@ -56,12 +56,15 @@ class FrameSink(Protocol):
         :param attached: how many bytes attached to it will follow
         :returns: False if it is no message after all; then it is treated as noise
         """
+        ...
 
     def attached(self, data: memoryview) -> None:
         """Some of the bytes attached to the last envelope; reused when the call returns."""
+        ...
 
     def noise(self, data: bytes) -> None:
         """Bytes that are no part of a frame."""
+        ...
 
 
 class FrameDecoder:
@@ -96,7 +99,7 @@ class FrameDecoder:
         leading: bytes,
         tolerates_noise: bool,
     ) -> None:
-        self.sink = sink
+        self.sink: FrameSink = sink
         self._buffer = buffer
         self._kept = b""  # the beginning of a frame, to be put in front of the next read
         self._own: memoryview | None = None  # memory of its own for a frame beyond the buffer ...
@@ -104,8 +107,8 @@ class FrameDecoder:
         self._attached = 0  # attached bytes of the current frame still to come
         self._tolerates_noise = tolerates_noise
         self._stopped = False
-        self.max_frame = max_frame
-        self.leading = leading
+        self.max_frame: int = max_frame
+        self.leading: bytes = leading
 
     def get_buffer(self) -> memoryview:
         """Memory for the next read, valid until `advance`."""
@@ -242,8 +245,8 @@ class FrameDecoder:
         _, envelope, attached = _unpack_header(view, position)
         if envelope + attached > self.max_frame:
             return FrameTooLarge(
-                f"the other side announced a frame of {envelope + attached} bytes; "
-                f"Limits.max_frame is {self.max_frame}"
+                f"the other side announced a frame of {envelope + attached} bytes; at most "
+                f"{self.max_frame} are allowed (Limits.max_frame; less before a session stands)"
             )
         if envelope == 0:
             return RemoteProtocolError("the other side sent a frame with an empty envelope")

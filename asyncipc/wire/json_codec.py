@@ -204,7 +204,7 @@ class _Reviver:
             case "float":
                 return _FLOATS[payload]
             case "dict":
-                return {key: value for key, value in payload}  # noqa: C416 - only pairs will do
+                return dict(iter(payload))  # only pairs will do, no map
             case "ext":
                 code, content = payload
                 return self._extensions[code].decode(content)

@@ -105,10 +105,6 @@ def _is_optional_map(value: Any) -> bool:
     return value is None or value.__class__ is dict
 
 
-def _is_params(value: Any) -> bool:
-    return value is None or value.__class__ is list or value.__class__ is dict
-
-
 def _is_number(value: Any) -> bool:
     return value.__class__ is float or (value.__class__ is int and -(2**63) <= value < 2**64)
 
@@ -133,6 +129,7 @@ def _is_anything(_value: Any) -> bool:
     return True
 
 
+# What params hold is looked at where they meet a handler, which can answer.
 # kind -> its name and, for each field from 1 on: name, check, what is expected, may it be left out.
 _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] = {
     HELLO: ("hello", (("parameters", _is_map, "a map", False),)),
@@ -142,7 +139,7 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         (
             ("id", _is_id, "an integer from 1 below 2**63", False),
             ("method", _is_text, "a string", False),
-            ("params", _is_params, "nil, an array or a map", True),
+            ("params", _is_anything, "nil, an array or a map", True),
             ("timeout", _is_seconds, "nil or seconds from 0", True),
             ("metadata", _is_optional_map, "nil or a map", True),
         ),
@@ -167,7 +164,7 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         "notify",
         (
             ("method", _is_text, "a string", False),
-            ("params", _is_params, "nil, an array or a map", True),
+            ("params", _is_anything, "nil, an array or a map", True),
             ("metadata", _is_optional_map, "nil or a map", True),
         ),
     ),

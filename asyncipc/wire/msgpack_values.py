@@ -31,12 +31,15 @@ class MessagePackFlattener(Flattener):
         self._pack = pack
 
     def wrap(self, row: ValueType, payload: Any) -> Any:
+        """See `Flattener`."""
         return msgpack.ExtType(row.code, self._pack(payload))
 
     def wrap_extension(self, code: int, payload: Any) -> Any:
+        """See `Flattener`."""
         return msgpack.ExtType(code, self._pack(payload))
 
     def flat_dict(self, value: dict[Any, Any]) -> Any:
+        """See `Flattener`."""
         trusted, changed = self._trusted, False
         flat = {}
         self.enter()
@@ -55,14 +58,17 @@ class MessagePackFlattener(Flattener):
         return flat if changed else value
 
     def flat_int(self, value: int) -> Any:
+        """See `Flattener`."""
         if -(2**63) <= value < 2**64:
             return value
         return self.big_int(value)
 
     def flat_float(self, value: float) -> Any:
+        """See `Flattener`."""
         return value
 
     def flat_bytes(self, value: bytes) -> Any:
+        """See `Flattener`."""
         return value
 
 
@@ -97,6 +103,7 @@ class _Unhashable(list[Any]):
 
 
 def raw_map(pairs: list[tuple[Any, Any]]) -> Any:
+    """A map as it was packed, its keys still to be made; for `revive_all`."""
     try:
         return dict(pairs)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Packed data, before it is unpacked: does it hold what its lengths announce?
+"""Packed data, before it is unpacked: whether it holds what its lengths announce.
 
 Layer 1. Above: the MessagePack codec, the handshake.
 """

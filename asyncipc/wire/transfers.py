@@ -7,17 +7,24 @@ the next to ``part`` messages. Parts of several transfers, and whole frames of o
 stand between them. ``retract`` gives an unfinished transfer up.
 
 Receiving copies each chunk once, out of memory that is still in the processor's cache, into
-memory that grows as the bytes come: nothing is allocated because it was announced. (`io.BytesIO`
-hands its memory over as ``bytes`` without another copy; large blocks grow by moving pages.)
+memory that grows as the bytes come: nothing is allocated because it was announced. `io.BytesIO`
+hands its memory over as ``bytes`` without another copy; for the large ones see ``large_bytes``.
 
-Layer 1. Above: the session. Below: errors. Does no I/O.
+Layer 1. Above: the session. Below: attachments. Does no I/O.
 """
 
 import io
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
+from asyncipc.lazy import LazyModule
+from asyncipc.wire.attachments import MAX_ATTACHMENTS
+
+if TYPE_CHECKING:
+    from asyncipc.wire import large_bytes
+else:
+    large_bytes = LazyModule("asyncipc.wire.large_bytes")
 
 __all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Outgoing"]
 
@@ -26,7 +33,7 @@ __all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Outgoing"]
 MAX_TRANSFERS: Final = 64
 
 # A message and 1024 attachments: their lengths, in a begin, fit the smallest frame in any codec.
-MAX_SEGMENTS: Final = 1025
+MAX_SEGMENTS: Final = 1 + MAX_ATTACHMENTS
 
 Buffer = bytes | bytearray | memoryview
 
@@ -40,9 +47,9 @@ class Outgoing:
         self._segments = [memoryview(segment).cast("B") for segment in segments]
         self._position = 0
         self._offset = 0
-        self.lengths = [len(segment) for segment in self._segments]
-        self.size = sum(self.lengths)
-        self.taken = 0
+        self.lengths: list[int] = [len(segment) for segment in self._segments]
+        self.size: int = sum(self.lengths)
+        self.taken: int = 0
 
     def next_part(self, limit: int) -> list[memoryview]:
         """The next bytes, at most ``limit``; an empty list at the end."""
@@ -73,7 +80,7 @@ class _Incoming:
 
     def __init__(self, lengths: list[int]) -> None:
         self._lengths = lengths
-        self._memory = io.BytesIO()
+        self._memory = _new_memory(lengths[0])
         self._missing_here = lengths[0]  # bytes, of the segment that is being filled
         self.segments: list[bytes] = []
         self.size = self.missing = sum(lengths)
@@ -91,8 +98,16 @@ class _Incoming:
             if len(self.segments) == len(self._lengths):
                 return True
             data = data[taken:]
-            self._memory = io.BytesIO()
             self._missing_here = self._lengths[len(self.segments)]
+            self._memory = _new_memory(self._missing_here)
+
+
+# From so many bytes on, a segment gets memory that is made for it.
+LARGE_SEGMENT: Final = 1024 * 1024
+
+
+def _new_memory(size: int) -> "io.BytesIO | large_bytes.LargeBytes":
+    return large_bytes.new_large_bytes(size) if size >= LARGE_SEGMENT else io.BytesIO()
 
 
 class Assembler:
@@ -105,7 +120,7 @@ class Assembler:
     __slots__ = ("_current", "_current_id", "_held", "_incoming", "max_message")
 
     def __init__(self, max_message: int) -> None:
-        self.max_message = max_message
+        self.max_message: int = max_message
         self._incoming: dict[int, _Incoming] = {}
         self._held = 0
         self._current: _Incoming | None = None

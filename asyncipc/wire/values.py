@@ -177,11 +177,11 @@ def _encode_moment(value: Moment) -> str | list[Any]:
 
 
 def _moment_decoder(kind: type[Moment]) -> Callable[[Any], Moment]:
-    parse: Any = kind.fromisoformat
+    parse: Callable[[str], Moment] = kind.fromisoformat
 
     def decode(payload: Any) -> Moment:
         if type(payload) is str:
-            return parse(payload)  # type: ignore[no-any-return]
+            return parse(payload)
         text, zone, fold = _items(payload, str, (str, int, type(None)), int)
         value = parse(text)
         if value.tzinfo is not None:
@@ -190,7 +190,7 @@ def _moment_decoder(kind: type[Moment]) -> Callable[[Any], Moment]:
             zone = zoneinfo.ZoneInfo(zone)
         elif type(zone) is int:
             zone = datetime.timezone(datetime.timedelta(microseconds=zone))
-        return value.replace(tzinfo=zone, fold=fold)  # type: ignore[no-any-return]
+        return value.replace(tzinfo=zone, fold=fold)
 
     return decode
 
@@ -213,12 +213,12 @@ _PATH_KINDS: Final = {cls: kind for kind, cls in _PATHS.items()}
 
 
 def _encode_path(value: pathlib.PurePath) -> list[Any]:
-    text: str | bytes = str(value)
+    kind, text = _PATH_KINDS[type(value)], str(value)
     try:
-        text.encode()  # type: ignore[union-attr]
+        text.encode()
     except UnicodeEncodeError:  # file names need not be text; Python keeps their bytes like this
-        text = str(value).encode("utf-8", "surrogateescape")
-    return [_PATH_KINDS[type(value)], text]
+        return [kind, text.encode("utf-8", "surrogateescape")]
+    return [kind, text]
 
 
 def _decode_path(payload: Any) -> pathlib.PurePath:

@@ -6,8 +6,8 @@ A dict would cross as a reference and cost a round trip for each look into it.
 from collections.abc import Callable
 from typing import Any
 
-import rpyc
-from rpyc.utils.server import OneShotServer
+import rpyc  # type: ignore[import-untyped,unused-ignore]
+from rpyc.utils.server import OneShotServer  # type: ignore[import-untyped,unused-ignore]
 
 from benchmarks.worker import MESSAGE, blocking_commands, obey
 

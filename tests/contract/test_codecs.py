@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncipc import JSON, Codec, MessagePack
 from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire.attachments import Buffer
-from asyncipc import JSON, Codec, MessagePack
 from asyncipc.wire.decoding import BrokenMessage, each_message
 
 REQUEST, REPLY, CANCEL = 2, 3, 6

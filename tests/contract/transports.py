@@ -33,6 +33,8 @@ class Kind:
     hangup_after_eof: bool = True  # ... once the end of input was told
     reads_while_paused: bool = True  # a hang-up brings what was sent before also while paused
     uncopied: bool = True
+    has_credentials: bool = False
+    tolerates_noise: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -188,19 +190,21 @@ async def make_memory(_: Path) -> tuple[Transport, Transport]:
 TLS = {"half_close": False, "reads_while_paused": False, "uncopied": False}
 STREAMS = {"reads_while_paused": False, "uncopied": False}
 NO_HANGUP = {"hangup_is_told": False, "hangup_after_eof": False}
+UNIX = {"has_credentials": True}
+NOISY = {"tolerates_noise": True}
 KINDS = [
-    Kind("socketpair", make_socketpair),
-    Kind("unix", make_unix),
+    Kind("socketpair", make_socketpair, **UNIX),
+    Kind("unix", make_unix, **UNIX),
     Kind("tcp", make_tcp, **NO_HANGUP),
     Kind("tls", make_tls, **TLS),
-    Kind("tls_unix", make_tls_unix, **TLS),
-    Kind("pipes", make_pipes),
-    Kind("pipes_of_sockets", make_pipes_of_sockets),
-    Kind("one_socket_as_pipes", make_one_socket_as_pipes),
-    Kind("asyncio", make_asyncio, **STREAMS),
+    Kind("tls_unix", make_tls_unix, **TLS | UNIX),
+    Kind("pipes", make_pipes, **NOISY),
+    Kind("pipes_of_sockets", make_pipes_of_sockets, **NOISY),
+    Kind("one_socket_as_pipes", make_one_socket_as_pipes, **NOISY),
+    Kind("asyncio", make_asyncio, **STREAMS | UNIX | NOISY),
     Kind("asyncio_tls", make_asyncio_tls, **STREAMS | TLS),
     Kind("anyio_tcp", make_anyio_tcp, **STREAMS | NO_HANGUP),
-    Kind("anyio_unix", make_anyio_unix, **STREAMS),
-    Kind("anyio_stapled", make_anyio_stapled, **STREAMS),
+    Kind("anyio_unix", make_anyio_unix, **STREAMS | UNIX | NOISY),
+    Kind("anyio_stapled", make_anyio_stapled, **STREAMS | UNIX | NOISY),
     Kind("memory", make_memory),
 ]

@@ -2,14 +2,33 @@
 
 import asyncio
 import contextlib
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgpack
 
 from asyncipc import Peer
+from asyncipc.wire.framing import HEADER_SIZE, MAGIC
+from tests.raw_client import frame, hello
 
-__all__ = ["StrangeServer", "echoing", "socket_path", "strange_server"]
+__all__ = [
+    "GOODBYE",
+    "HELLO",
+    "REPLY",
+    "SAYS_WHY",
+    "SESSION",
+    "Outcome",
+    "StrangeServer",
+    "echoing",
+    "run",
+    "socket_path",
+    "strange_server",
+]
+
+HELLO, REPLY, GOODBYE = 0, 3, 12
 
 StrangeServer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -55,3 +74,42 @@ async def strange_server(behave: StrangeServer, path: Path) -> AsyncIterator[str
         server.close()
         await asyncio.gather(*tasks)
         path.unlink(missing_ok=True)
+
+
+# Programs that speak over their standard streams, run to their end
+
+# All that is asked of a program such as ``tests.child``, to be its input.
+SESSION = frame(hello()) + frame([2, 2, "echo", ["first"]]) + frame([2, 4, "echo", ["second"]])
+
+# A program that says why it gets no session over its standard streams.
+SAYS_WHY = """
+import asyncio, sys, asyncipc
+async def main():
+    try:
+        await asyncipc.Peer().stdio()
+    except asyncipc.IPCError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+asyncipc.run(main())
+"""
+
+
+class Outcome(NamedTuple):
+    messages: list[Any]
+    stderr: str
+    status: int
+
+
+def run(argv: list[str], **options: Any) -> Outcome:
+    """Run a program to its end; what it wrote must be frames and nothing else."""
+    if "stdin" not in options:
+        options.setdefault("input", b"")
+    done = subprocess.run(argv, capture_output=True, timeout=20, check=False, **options)
+    messages: list[Any] = []
+    rest = done.stdout
+    while rest:
+        assert rest.startswith(MAGIC), rest
+        size = int.from_bytes(rest[4:8])
+        message = msgpack.unpackb(rest[HEADER_SIZE : HEADER_SIZE + size])
+        messages += message if isinstance(message[0], list) else [message]
+        rest = rest[HEADER_SIZE + size :]
+    return Outcome(messages, done.stderr.decode(), done.returncode)

@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +141,7 @@ async def test_pauses_grow_and_end_at_the_deadline(monkeypatch: pytest.MonkeyPat
         raise ConnectionRefusedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(asyncio, "get_running_loop", lambda: type("", (), {"time": lambda _: now})())
+        patch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: now))
         patch.setattr(asyncio, "sleep", sleep)
         with pytest.raises(ConnectionRefusedError):
             await retry(attempt, NOT_THERE_YET, 5)
@@ -331,10 +332,12 @@ def test_what_is_no_token(token: Any, error: type[Exception], peer: Peer) -> Non
 
 
 async def test_an_opening_can_be_a_task(path: Path, peer: Peer) -> None:
-    async with asyncio.TaskGroup() as group:
-        async with await group.create_task(peer.serve(f"unix:{path}")) as server:
-            async with await group.create_task(peer.connect(server.address)) as session:
-                assert await session.request("echo", [1]) == 1
+    async with (
+        asyncio.TaskGroup() as group,
+        await group.create_task(peer.serve(f"unix:{path}")) as server,
+        await group.create_task(peer.connect(server.address)) as session,
+    ):
+        assert await session.request("echo", [1]) == 1
 
 
 async def test_an_opening_is_good_once(path: Path, peer: Peer) -> None:

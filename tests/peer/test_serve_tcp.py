@@ -146,7 +146,7 @@ async def test_what_is_too_open(
 async def test_tls_alone_lets_anybody_in(
     address: str, peer: Peer, certificates: Certificates
 ) -> None:
-    with pytest.raises(AddressError, match="whoever can reach .* could connect"):
+    with pytest.raises(AddressError, match=r"whoever can reach .* could connect"):
         await peer.serve(address, tls=certificates.server)
 
 
@@ -186,7 +186,7 @@ async def test_a_name_counts_by_all_its_addresses(
         hosts = ("127.0.0.1", "192.0.2.1")
         return [Resolved(socket.AF_INET, 0, (host, address.port)) for host in hosts]
 
-    monkeypatch.setattr("asyncipc.peer.resolving.resolve", resolve)
+    monkeypatch.setattr("asyncipc.peer.peer.resolving.resolve", resolve)
     with pytest.raises(AddressError, match="from other machines"):
         await peer.serve("tcp:ambiguous:0", token=SECRET)
 
@@ -194,7 +194,7 @@ async def test_a_name_counts_by_all_its_addresses(
 def test_what_tcp_does_not_take(peer: Peer) -> None:
     for options in ({"users": "any"}, {"users": [0]}, {"mode": 0o600}):
         with pytest.raises(AddressError, match="users= and mode= are for unix sockets"):
-            peer.serve("tcp:127.0.0.1:0", token=SECRET, **options)  # type: ignore[arg-type]
+            peer.serve("tcp:127.0.0.1:0", token=SECRET, **options)
 
 
 # The socket
@@ -244,13 +244,15 @@ async def test_numbers_are_resolved_at_once() -> None:
 
 
 async def test_the_options_of_the_sockets(peer: Peer) -> None:
-    async with peer.serve("tcp:127.0.0.1:0", token=SECRET) as server:
-        async with peer.connect(server.address, token=SECRET) as session:
-            (accepted,) = server.sessions
-            for sock in map(socket_of, (session, accepted)):
-                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+    async with (
+        peer.serve("tcp:127.0.0.1:0", token=SECRET) as server,
+        peer.connect(server.address, token=SECRET) as session,
+    ):
+        (accepted,) = server.sessions
+        for sock in map(socket_of, (session, accepted)):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
 
 
 def socket_of(session: Session) -> socket.socket:
@@ -264,10 +266,12 @@ async def test_sessions_from_the_network_have_lower_limits() -> None:
     chosen = Limits(max_message=12345678)
     for limits, expected in ((None, NETWORK_LIMITS), (chosen, chosen)):
         peer = echoing(limits=limits)
-        async with peer.serve("tcp:127.0.0.1:0", token=SECRET) as server:
-            async with Peer().connect(server.address, token=SECRET):
-                (accepted,) = server.sessions
-                assert accepted._connection.settings.limits == expected
+        async with (
+            peer.serve("tcp:127.0.0.1:0", token=SECRET) as server,
+            Peer().connect(server.address, token=SECRET),
+        ):
+            (accepted,) = server.sessions
+            assert accepted._connection.settings.limits == expected
 
 
 # What crosses
@@ -339,7 +343,7 @@ async def test_closing_in_a_handshake_of_tls(peer: Peer, certificates: Certifica
     async with peer.serve("tcp:127.0.0.1:0", tls=certificates.server, token=SECRET) as server:
         port = int(server.address.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while not server._in_handshake:
+        while not server._in_handshake:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         async with asyncio.timeout(5):
             await server.aclose()

@@ -69,7 +69,7 @@ async def test_the_mode_is_never_wider(
             super().bind(address)
             seen.append(mode_of(path))
 
-    monkeypatch.setattr(listening.socket, "socket", Watched)
+    monkeypatch.setattr(socket, "socket", Watched)
     expected = mode or 0o600
     with umask(mask):
         async with peer.serve(f"unix:{path}", mode=mode):
@@ -369,7 +369,7 @@ async def test_no_descriptors_left(
         with socket.socket(socket.AF_UNIX) as sock:
             with all_descriptors_taken():
                 sock.connect(str(path))
-                while "cannot accept" not in caplog.text:
+                while "cannot accept" not in caplog.text:  # noqa: ASYNC110 - a log has no event
                     await asyncio.sleep(0)
                 for _ in range(10):  # it tries again and again
                     await asyncio.sleep(0)
@@ -386,7 +386,7 @@ def all_descriptors_taken() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
     try:
         with contextlib.ExitStack() as fillers:
-            with pytest.raises(OSError, match="Too many open files"):
+            with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012 - in any round
                 while True:
                     fillers.enter_context(open(os.devnull, "rb"))
             yield
@@ -426,11 +426,13 @@ async def test_on_session_may_be_a_coroutine_function(path: Path, peer: Peer) ->
         heard.append(await session.request("echo", ["from the server"]))
 
     heard: list[str] = []
-    async with peer.serve(f"unix:{path}", on_session=meet) as server:
-        async with peer.connect(server.address) as session:
-            await session.ping()
-            await session.ping()
-            assert heard == ["from the server"]
+    async with (
+        peer.serve(f"unix:{path}", on_session=meet) as server,
+        peer.connect(server.address) as session,
+    ):
+        await session.ping()
+        await session.ping()
+        assert heard == ["from the server"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
@@ -501,16 +503,16 @@ async def test_closing_ends_the_sessions(path: Path, peer: Peer) -> None:
 
 
 async def test_closing_drops_handshakes(path: Path, peer: Peer) -> None:
-    async with await peer.serve(f"unix:{path}") as server:
-        async with (
-            await RawClient.connect(str(path)) as early,
-            await RawClient.connect(str(path)) as late,
-        ):
-            async with Peer().connect(server.address):  # so those before it were accepted
-                async with asyncio.timeout(5):
-                    await server.aclose()
-                    assert await early.receive_all() == []
-                    assert await late.receive_all() == []
+    async with (
+        await peer.serve(f"unix:{path}") as server,
+        await RawClient.connect(str(path)) as early,
+        await RawClient.connect(str(path)) as late,
+        Peer().connect(server.address),  # so those before it were accepted
+        asyncio.timeout(5),
+    ):
+        await server.aclose()
+        assert await early.receive_all() == []
+        assert await late.receive_all() == []
 
 
 async def test_closing_what_was_accepted_just_now(path: Path, peer: Peer) -> None:

@@ -137,9 +137,9 @@ async def settled(*sessions: Session) -> None:
 
 
 async def until(condition: Callable[[], object], *sessions: Session) -> None:
-    """Wait for what must come about while messages go back and forth."""
+    """Wait for what must come about while messages go back and forth, or turns of the loop."""
     while not condition():
-        await settled(*sessions)
+        await (settled(*sessions) if sessions else asyncio.sleep(0))
 
 
 async def failure(awaitable: Any) -> BaseException:

@@ -1,4 +1,4 @@
-"""Progress: in order, before the result, from wherever the handler runs, and never without bound."""
+"""Progress: in order, before the result, from wherever the handler runs, never without bound."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ from tests.session.support import (
 REQUEST, REPLY, FAULT, CANCEL, PROGRESS = 2, 3, 4, 6, 64
 
 
-def counting() -> Peer:
+def counting() -> Peer:  # noqa: C901 - many small handlers
     """A peer whose methods count to a number, reporting on it in all the ways there are."""
     peer = Peer()
 
@@ -453,11 +453,11 @@ async def test_a_flood_towards_one_who_does_not_read_is_bounded(way: str) -> Non
     peer = counting()
     peer._limits = Limits(outbox=64 * KIB)
     async with RawPeer.facing(peer) as (raw, session):
-        raw.send([REQUEST, 2, way, [200_000], None])
+        raw.send([REQUEST, 2, way, [40_000], None])
         ended = False
         last = -1
         # Nothing is read until the outbox has filled up.
-        while session.statistics().outbox_size < 64 * KIB:
+        while session.statistics().outbox_size < 64 * KIB:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
         largest = 0
         while not ended:
@@ -468,7 +468,7 @@ async def test_a_flood_towards_one_who_does_not_read_is_bounded(way: str) -> Non
             else:
                 assert message[2] > last
                 last = message[2]
-        assert last == 199_999  # the latest is never lost
+        assert last == 39_999  # the latest is never lost
         assert largest < 128 * KIB
 
 

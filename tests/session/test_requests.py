@@ -247,7 +247,7 @@ async def test_answers_come_in_any_order() -> None:
 async def test_the_peers_timeout_is_the_default() -> None:
     peer, hold = holding()
     async with talking(peer, "memory", first=Peer(timeout=0.01)) as session:
-        with pytest.raises(RequestTimeout, match="no answer to 'hold' within 0.01 s") as caught:
+        with pytest.raises(RequestTimeout, match=r"no answer to 'hold' within 0\.01 s") as caught:
             await session.request("hold")
         assert isinstance(caught.value, TimeoutError)
         await hold.cancelled.reaches(1)
@@ -419,7 +419,7 @@ async def test_a_task_that_outlives_its_handler_does_not_inherit() -> None:
 async def test_metadata_travels_along() -> None:
     async with talking(showing(), "memory") as session:
         assert await session.request("metadata") == {}
-        metadata = {"trace": "abc", "n": [1, (2,)], 3: None}
+        metadata: dict[Any, Any] = {"trace": "abc", "n": [1, (2,)], 3: None}
         assert await session.request("metadata", metadata=metadata) == metadata
         assert await session.request("metadata", metadata=types.MappingProxyType({"a": 1})) == {
             "a": 1

@@ -70,6 +70,7 @@ class Recorder:
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(WAIT):
             while not condition():
+                assert "lost" not in self.events, f"lost while waiting: {self.error!r}"
                 self._changed.clear()
                 await self._changed.wait()
 

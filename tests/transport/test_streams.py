@@ -16,9 +16,10 @@ from tests.contract.transports import contexts, tcp_sockets
 from tests.transport.recorder import MIB, End, pattern, turns
 
 ECHO = """
-import sys
-while data := sys.stdin.buffer.raw.read(99999):
-    sys.stdout.buffer.raw.write(data)
+import os
+while data := os.read(0, 99999):
+    while data:
+        data = data[os.write(1, data):]
 """
 
 

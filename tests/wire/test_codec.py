@@ -29,10 +29,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from asyncipc import JSON, Codec, Extension, MessagePack, message
 from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire import msgpack_values
 from asyncipc.wire.attachments import Buffer
-from asyncipc import JSON, Codec, Extension, MessagePack, message
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.values import MAX_DIGITS, MAX_EXTENSION_DEPTH
 

@@ -44,7 +44,6 @@ WRONG: dict[str, list[Any]] = {
     "id": IDS,
     "transfer": IDS,
     "method": [b"add", 5, None, ["add"]],
-    "params": [5, "x", True, b"x", (1, 2)],
     "timeout": [-1, -0.1, NAN, INFINITY, *NUMBERS],
     "metadata": MAPS,
     "code": SIZES,

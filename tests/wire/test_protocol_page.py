@@ -40,10 +40,10 @@ def table(first_heading: str, *, behind: str = "# ") -> Iterator[list[str]]:
 
 def test_the_kinds() -> None:
     known = {}
-    for kind, name, described, kind_class in table("kind"):
-        assert kind_class == ("critical" if int(kind) < FIRST_IGNORABLE else "ignorable")
+    for number, name, described, kind_class in table("kind"):
+        assert kind_class == ("critical" if int(number) < FIRST_IGNORABLE else "ignorable")
         if not name.startswith("reserved"):
-            known[int(kind)] = (name, described)
+            known[int(number)] = (name, described)
     for kind, (name, rows) in _FIELDS.items():
         marked = ", ".join(row[0] + "?" * row[3] for row in rows)
         assert known.pop(kind) == (name, marked)

@@ -16,8 +16,8 @@ import attrs
 import msgspec
 import pytest
 
-from asyncipc.errors import DecodeError, EncodeError
 from asyncipc import JSON, Codec, MessagePack
+from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.registry import is_message, registered, wire_name
 from asyncipc.wire.types import (

@@ -1,0 +1,123 @@
+"""Large messages on their way, and what stands behind them: lanes, turns, and when one may begin.
+
+Layer 2, inside the session. Above: the outbox. Below: wire.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from asyncipc.transport.base import Buffer
+from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
+
+__all__ = ["Lanes", "Transfer"]
+
+
+class Transfer:
+    """A large message in the outbox.
+
+    :ivar number: what it goes by on the wire; 0 until its first part leaves
+    :ivar done: called when it has left or was dropped
+    :ivar retracted: it was dropped, but its turn to leave its lane has not come
+    """
+
+    __slots__ = ("done", "lane", "number", "outgoing", "retracted")
+
+    def __init__(
+        self, lane: int, segments: Sequence[Buffer], done: Callable[[], object] | None
+    ) -> None:
+        self.lane: int = lane
+        self.outgoing: Outgoing = Outgoing(segments)
+        self.number: int = 0
+        self.done: Callable[[], object] | None = done
+        self.retracted: bool = False
+
+
+class Lanes(dict[int, deque[bytes | Transfer]]):
+    """The lanes in which a transfer is under way or waits, in the order of their turns.
+
+    First in each stands a transfer, behind it what must not pass it: messages and transfers. A
+    lane without a transfer is not here. This is a dict, so that the outbox learns at no cost that
+    nothing stands in the way of a message, which is nearly always.
+    """
+
+    __slots__ = ("_begun_size", "_last_number")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_number = 0
+        self._begun_size = 0  # bytes of the transfers that have begun, what has left included
+
+    def add(self, transfer: Transfer) -> None:
+        """Put a transfer at the end of its lane."""
+        line = self.get(transfer.lane)
+        if line is None:
+            self[transfer.lane] = deque((transfer,))
+        else:
+            line.append(transfer)
+
+    def next_transfer(self, max_message: int) -> Transfer:
+        """The transfer that may send a part now: the lanes take turns.
+
+        One is begun only while the other side, which takes messages of ``max_message`` bytes, can
+        hold it beside those already begun.
+        """
+        for lane in list(self):
+            line = self[lane] = self.pop(lane)  # to the end: others come first now
+            transfer = _first(line)
+            if transfer.number or self._may_begin(transfer, max_message):
+                return transfer
+        raise AssertionError("one transfer alone may always begin")
+
+    def begin(self, transfer: Transfer) -> int:
+        """The number of a transfer whose first part leaves."""
+        self._last_number += 1
+        self._begun_size += transfer.outgoing.size
+        transfer.number = self._last_number
+        return transfer.number
+
+    def drop(self, message: bytes, lane: int) -> bool:
+        """Take away a message that waits behind a transfer; False if it does so no longer."""
+        for position, waiting in enumerate(self.get(lane, ())):
+            if waiting is message:
+                del self[lane][position]
+                return True
+        return False
+
+    def leave(self, transfer: Transfer) -> list[bytes]:
+        """Take away the first transfer of a lane, which has left or was dropped.
+
+        :returns: the messages behind it that nothing holds back any longer
+        """
+        if transfer.number:
+            self._begun_size -= transfer.outgoing.size
+        line = self[transfer.lane]
+        line.popleft()
+        freed = []
+        while line:
+            item = line[0]
+            if isinstance(item, bytes):
+                freed.append(item)
+            elif not item.retracted:
+                return freed
+            line.popleft()
+        del self[transfer.lane]
+        return freed
+
+    def transfers(self) -> Iterator[Transfer]:
+        """All transfers, in no particular order."""
+        for line in self.values():
+            for item in line:
+                if isinstance(item, Transfer):
+                    yield item
+
+    def _may_begin(self, transfer: Transfer, max_message: int) -> bool:
+        if not self._begun_size:
+            return True
+        begun = sum(1 for line in self.values() if _first(line).number)
+        return begun < MAX_TRANSFERS and self._begun_size + transfer.outgoing.size <= max_message
+
+
+def _first(line: deque[bytes | Transfer]) -> Transfer:
+    transfer = line[0]
+    assert isinstance(transfer, Transfer)
+    return transfer
