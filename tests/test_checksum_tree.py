@@ -162,35 +162,45 @@ def test_the_bar_fits_the_terminal(tmp_path: Path, columns: int) -> None:
     assert any("%" in line for line in drawn)
     if columns >= 60:
         assert any(re.match(r"\[[#.]+\]   0%", line) for line in drawn)
-    assert drawn[-1].strip() == ""  # cleared, with the cursor in front
+    assert drawn[-1] == " " * (columns - 1)  # cleared, and the cursor is in front again
 
 
-def large_job(folder: Path) -> list[Path]:
-    """Files that take no room, but many seconds to hash: work for several children."""
+def begin_large_job(folder: Path, *, size: int = 16 * 1024**3) -> "subprocess.Popen[str]":
+    """The program at work on files that take no room, but seconds to hash; for several children.
+
+    :param size: bytes of each of the files
+    """
     files = [folder / f"large{number}" for number in range(3)]
     for file in files:
         with file.open("wb") as opened:
-            opened.truncate(16 * 1024**3)
-    return files
-
-
-def begin_large_job(folder: Path) -> "subprocess.Popen[str]":
-    """The program at work: what it has printed comes of a child's report."""
-    process = start(PROGRAM, *large_job(folder))
+            opened.truncate(size)
+    process = start(PROGRAM, *files)
     assert process.stdout is not None
-    read_until(process.stdout.fileno(), "  0%")
+    read_until(process.stdout.fileno(), "  0%")  # which comes of a child's report
     return process
 
 
-@pytest.mark.parametrize("times", [1, 3])
-def test_an_interrupt_leaves_nothing_running(tmp_path: Path, times: int) -> None:
-    with begin_large_job(tmp_path) as process:
-        for _ in range(times):
-            os.killpg(process.pid, signal.SIGINT)
-        # The children have its stderr as well, so that this ends when the last of them has.
-        _, errors = process.communicate(timeout=LIMIT)
+def expect_interrupted(process: "subprocess.Popen[str]") -> None:
+    # The children have its stderr as well, so that this ends when the last of them has.
+    _, errors = process.communicate(timeout=LIMIT)
     assert errors == "interrupted; nothing is left running\n"
     assert process.returncode == 130
+
+
+def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
+    with begin_large_job(tmp_path) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        expect_interrupted(process)
+
+
+def test_impatience_with_an_interrupt_does_no_harm(tmp_path: Path) -> None:
+    with begin_large_job(tmp_path) as process:
+        for _ in range(1000):
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)
+                break
+        expect_interrupted(process)
 
 
 def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
@@ -202,7 +212,8 @@ def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_job(tmp_path: Path) -> None:
-    with begin_large_job(tmp_path) as process:
+    # Noticed with the next line of output, so at a tenth of the job.
+    with begin_large_job(tmp_path, size=1024**3) as process:
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None

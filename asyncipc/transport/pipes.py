@@ -69,7 +69,7 @@ class PipeTransport(PolledTransport):
             # An error on the end we write means that the end the other side reads is closed.
             super()._watch_hangup(True)
 
-    def _watch_hangup(self, watch: bool) -> None:
+    def _watch_hangup(self, _watch: bool) -> None:
         """All the time, not only while nothing is read."""
         if self._ended:
             super()._watch_hangup(False)

@@ -13,7 +13,6 @@ import pty
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -110,19 +109,17 @@ async def test_row_15_the_exit_is_noticed_at_once(end: str, channel: Channel) ->
     async with Peer().spawn(with_a_leftover(), stderr=lines.put_nowait, channel=channel) as session:
         assert session.process is not None
         with watched(int(await lines.get())) as grandchild:
-            begun = time.monotonic()
-            if end == "close":
-                await session.aclose()
-                assert session.process.returncode == 0
-            else:
-                method, argument = ("leave", 3) if end == "exit" else ("kill", signal.SIGKILL)
-                with pytest.raises(PeerDied) as caught:
-                    await session.request(method, [argument])
-                assert caught.value.exit_code == (3 if end == "exit" else None)
-                assert caught.value.signal == (None if end == "exit" else signal.SIGKILL)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(5):  # the grandchild would keep it open for longer
+                if end == "close":
+                    await session.aclose()
+                    assert session.process.returncode == 0
+                else:
+                    method, argument = ("leave", 3) if end == "exit" else ("kill", signal.SIGKILL)
+                    with pytest.raises(PeerDied) as caught:
+                        await session.request(method, [argument])
+                    assert caught.value.exit_code == (3 if end == "exit" else None)
+                    assert caught.value.signal == (None if end == "exit" else signal.SIGKILL)
                 await session.wait_closed()
-            assert time.monotonic() - begun < 1
             assert grandchild.is_running
 
 

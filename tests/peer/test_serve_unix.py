@@ -350,7 +350,7 @@ async def test_a_handshake_counts_as_a_session(path: Path) -> None:
 
 
 async def test_a_handshake_that_failed_does_not_count(path: Path) -> None:
-    peer = echoing(limits=Limits(max_sessions=1), timeouts=Timeouts(handshake=0.05))
+    peer = echoing(limits=Limits(max_sessions=1), timeouts=Timeouts(handshake=0.3))
     async with peer.serve(f"unix:{path}") as server:
         async with await RawClient.connect(str(path)) as silent:
             assert await silent.receive_all() == []  # it hung up

@@ -25,7 +25,9 @@ from asyncipc.process.child import ChildProcess
 from tests.child import CHILD, python
 from tests.processes import watched
 
-IMPATIENT = Timeouts(handshake=0.3, goodbye=0.05, terminate=0.05)
+# For programs that are no peers, and for peers that do not end by themselves.
+IMPATIENT = Timeouts(handshake=0.1, terminate=0.05)
+BRISK = Timeouts(goodbye=0.05, terminate=0.05)
 
 # The end of input, or of the session, is not the end of these.
 STAYS = python("import signal; from tests.child import main; main(); signal.pause()")
@@ -202,7 +204,7 @@ async def test_a_child_that_breaks_over_a_socketpair(peer: Peer) -> None:
 
 async def test_a_child_that_says_nothing() -> None:
     peer = Peer(timeouts=IMPATIENT)
-    with pytest.raises(HandshakeTimeout, match=r"no hello came within 0\.3 s") as info:
+    with pytest.raises(HandshakeTimeout, match=r"no hello came within 0\.1 s") as info:
         await peer.spawn(["sh", "-c", "echo usage: >&2; exec sleep 1000"], stderr="capture")
     assert info.value.__notes__ == ["the child's last words on stderr:\nusage:\n"]
 
@@ -272,7 +274,7 @@ async def test_a_child_that_closes_the_session(peer: Peer) -> None:
 
 
 async def test_a_child_that_closes_its_output_and_stays() -> None:
-    peer = Peer(timeouts=IMPATIENT)
+    peer = Peer(timeouts=BRISK)
     argv = python(
         "import asyncipc, signal; from tests.child import main, peer\n"
         "@peer.on_request\n"
@@ -296,21 +298,21 @@ async def test_a_child_that_ends_with_its_input(peer: Peer) -> None:
 
 
 async def test_a_child_that_stays_is_terminated() -> None:
-    peer = Peer(timeouts=IMPATIENT)
+    peer = Peer(timeouts=BRISK)
     async with peer.spawn(STAYS) as session:
         assert await session.request("echo", [1]) == 1
     assert child_of(session).signal == signal.SIGTERM
 
 
 async def test_a_child_that_ignores_sigterm_is_killed() -> None:
-    peer = Peer(timeouts=IMPATIENT)
+    peer = Peer(timeouts=BRISK)
     async with peer.spawn(STAYS_FOR_GOOD) as session:
         assert await session.request("echo", [1]) == 1
     assert child_of(session).signal == signal.SIGKILL
 
 
 async def test_a_child_that_is_busy_is_ended_as_well() -> None:
-    peer = Peer(timeouts=IMPATIENT)
+    peer = Peer(timeouts=BRISK)
     async with peer.spawn(CHILD) as session:
         spinning = asyncio.create_task(session.request("spin", timeout=None))
         await asyncio.sleep(0)
@@ -329,14 +331,14 @@ async def test_its_whole_group_ends(peer: Peer) -> None:
 
 
 async def test_a_stopped_child_is_ended() -> None:
-    peer = Peer(timeouts=IMPATIENT)
+    peer = Peer(timeouts=BRISK)
     async with peer.spawn(CHILD) as session:
         child_of(session).send_signal(signal.SIGSTOP)
     assert child_of(session).signal == signal.SIGTERM
 
 
 async def test_closing_goes_on_when_its_caller_is_cancelled() -> None:
-    peer = Peer(timeouts=IMPATIENT)
+    peer = Peer(timeouts=BRISK)
     session = await peer.spawn(STAYS_FOR_GOOD)
     with watched(child_of(session).pid) as child:
         closing = asyncio.create_task(session.aclose())

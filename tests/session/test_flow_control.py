@@ -9,7 +9,6 @@ from asyncipc import (
     CallDepthExceeded,
     Limits,
     Peer,
-    RemoteError,
     RequestRefused,
     RequestTimeout,
     Session,
@@ -41,7 +40,7 @@ class Peak:
         self.peak = 0
         self.served = 0
 
-    async def __call__(self, *_: Any) -> int:
+    async def __call__(self, *_params: Any) -> int:
         self.running += 1
         self.peak = max(self.peak, self.running)
         for _ in range(3):
@@ -348,7 +347,7 @@ async def test_both_sides_flood_each_other(over: str) -> None:
             await asyncio.sleep(0)
             return value
 
-        one.on_notification("take")(lambda value: taken.append(value))
+        one.on_notification("take")(lambda value: taken.append(value))  # noqa: PLW0108 - its parameter is read
         return one, taken
 
     (first, first_taken), (second, second_taken) = peer(), peer()
@@ -371,7 +370,7 @@ async def test_both_sides_flood_each_other(over: str) -> None:
 async def test_many_large_replies_at_once_keep_to_the_other_sides_memory() -> None:
     """At most so many unfinished transfers, and all of them within one max_message."""
     peer = Peer()
-    peer.on_request("make")(lambda size: bytes(size))
+    peer.on_request("make")(lambda size: bytes(size))  # noqa: PLW0108 - its parameter is read
     client = Peer(limits=Limits(max_message=MIB))
     async with talking(peer, first=client) as session:
         sizes = [100_000 + n for n in range(200)]
