@@ -1,8 +1,8 @@
 """Checksums of whole folders, on every core: one child per core, spoken to over stdio.
 
 ``python examples/checksum_tree.py [--chaos] [PATH ...]`` hashes every file below the folders (the
-Python standard library, if none is given). The digest of it all can be found in
-another way, too (``sha256sum`` quotes names with newlines and backslashes)::
+Python standard library, if none is given). The digest over all of them is the same that other
+tools find, as long as no name holds a newline or a backslash, which ``sha256sum`` would quote::
 
     find PATH -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 

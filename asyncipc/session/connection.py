@@ -216,7 +216,8 @@ class Connection:
 
     def _noise(self, data: bytes) -> None:
         self.noise_received += len(data)
-        if not self.on_noise:
+        if not self.on_noise and self.noise_received - len(data) < self.settings.limits.max_noise:
+            # Beyond that it is only counted: a program that prints must not fill the log.
             logger.warning("noise on %s: %r", self.transport.description, data[:MAX_LOGGED])
         size = self.settings.limits.max_noise
         for start in range(0, len(data), size):

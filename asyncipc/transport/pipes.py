@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 
-from asyncipc.transport.base import Receiver
 from asyncipc.transport.descriptors import FileDescriptor, PolledDescriptor, open_descriptor
 from asyncipc.transport.polled import PolledTransport
 
@@ -35,6 +34,9 @@ class PipeTransport(PolledTransport):
     """
 
     __slots__ = ("_input", "_output")
+
+    # It shows as an error on the end we write: the end that the other side reads is closed.
+    _reading_tells = False
 
     def __init__(
         self, read_fd: int, write_fd: int, *, description: str, tolerates_noise: bool = True
@@ -63,17 +65,6 @@ class PipeTransport(PolledTransport):
             credentials=None,
         )
 
-    def start(self, receiver: Receiver) -> None:
-        super().start(receiver)
-        if not self._ended:
-            # An error on the end we write means that the end the other side reads is closed.
-            super()._watch_hangup(True)
-
-    def _watch_hangup(self, _watch: bool) -> None:
-        """All the time, not only while nothing is read."""
-        if self._ended:
-            super()._watch_hangup(False)
-
     def _poll_input(self, poll: bool) -> None:
         if isinstance(self._input, FileDescriptor):
             self._input.poll(self._loop, self._read_ready if poll else None)
@@ -85,10 +76,10 @@ class PipeTransport(PolledTransport):
             with socket.socket(fileno=os.dup(self._write_fd)) as sock:
                 sock.shutdown(socket.SHUT_WR)
         # From now on the end of what the other side writes is the end of all.
-        super()._watch_hangup(False)
+        self._watch_hangup(False)
         self._close_output()
         self._hangup_fd = self._read_fd
-        super()._watch_hangup(True)
+        self._watch_hangup(True)
 
     def _close_descriptors(self) -> None:
         # In this order, for where both are one description: its flags were read by the first.

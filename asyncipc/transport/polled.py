@@ -10,7 +10,6 @@ import asyncio
 import errno
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
 from weakref import ref
 
 from asyncipc.errors import LocalProtocolError
@@ -25,9 +24,6 @@ from asyncipc.transport.readiness import (
 )
 
 __all__ = ["PolledTransport"]
-
-# A read that fills its buffer is repeated at once, this often before other callbacks get a turn.
-_READS_PER_EVENT: Final = range(4)
 
 
 class PolledTransport(abc.ABC):
@@ -63,6 +59,10 @@ class PolledTransport(abc.ABC):
         "description",
         "tolerates_noise",
     )
+
+    # Whether a hang-up shows as the end of input, so that it is watched for only while nothing is
+    # read. To be watched all the time costs half a microsecond for each message.
+    _reading_tells = True
 
     _loop: asyncio.AbstractEventLoop
     _receiver: Receiver
@@ -149,6 +149,8 @@ class PolledTransport(abc.ABC):
         self._receiver = receiver
         self._reading = True
         self._poll_input(True)
+        if not self._reading_tells:
+            self._watch_hangup(True)
 
     def close(self) -> None:
         if not self._ended:
@@ -175,32 +177,31 @@ class PolledTransport(abc.ABC):
         if self._reading:
             self._reading = False
             self._poll_input(False)
-            self._watch_hangup(True)
+            if self._reading_tells:
+                self._watch_hangup(True)
 
     def resume_reading(self) -> None:
         if not (self._reading or self._input_ended or self._ended):
             self._reading = True
-            self._watch_hangup(False)
+            if self._reading_tells:
+                self._watch_hangup(False)
             self._poll_input(True)
 
     def _read_ready(self) -> None:
+        # One read for each event. More of them, where the buffer came full, were measured to bring
+        # nothing with a buffer that holds what a socket does.
         receiver = self._receiver
-        for _ in _READS_PER_EVENT:
-            buffer = receiver.get_buffer()
-            try:
-                count = self._read_into(buffer)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._end(self._write_error or error)
-                return
-            if not count:
-                self._end_of_input()
-                return
+        try:
+            count = self._read_into(receiver.get_buffer())
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(self._write_error or error)
+            return
+        if count:
             receiver.buffer_updated(count)
-            # The receiver may have paused or closed in there.
-            if count < len(buffer) or not self._reading:
-                return
+        else:
+            self._end_of_input()
 
     def _end_of_input(self) -> None:
         if self._output_ended or self._other_side_gone():
@@ -210,11 +211,12 @@ class PolledTransport(abc.ABC):
         self._input_ended = True
         self._reading = False
         self._poll_input(False)
-        self._watch_hangup(True)
+        if self._reading_tells:
+            self._watch_hangup(True)
         self._receiver.end_of_input()
 
     def _watch_hangup(self, watch: bool) -> None:
-        """While nothing is read, notice a hang-up all the same."""
+        """Have the loop call `_finish` when the other side is gone, or no longer."""
         if watch:
             watch_hangup(self._loop, self._hangup_fd, self._finish)
         else:

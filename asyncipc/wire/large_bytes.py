@@ -3,8 +3,8 @@
 Two things make large messages slow: copying them once more to make a ``bytes`` of them, and the
 first touch of fresh memory, which costs a page fault for each 4 KiB (measured: 45 ms for 64 MiB,
 more than the socket takes). So the object is made first, by the function of the C API that leaves
-its contents to the caller, in memory for which huge pages are asked for (10 ms). It is as large as
-what has come asks for, not as what was announced: at most `GROWTH` times.
+its contents to the caller, in memory for which huge pages are asked for (10 ms). How large depends
+on what has come, not on what was announced.
 
 Where there is no C API (PyPy) or no ``madvise`` (not Linux), `io.BytesIO` does.
 
@@ -18,9 +18,13 @@ from typing import Any, Final
 
 __all__ = ["LargeBytes", "new_large_bytes"]
 
-# How many times what has come is allocated. Growing copies what has come so far: a third more in
-# all, from memory that is there already.
+# How many times what has come is reserved. Growing copies what has come so far, during which
+# nothing else happens in the loop; so when some of a message has come, and it is thus no mere
+# announcement, this much is reserved at once. It is address space: the kernel gives memory to it
+# when it is written to.
 GROWTH: Final = 4
+SOME: Final = 512 * 1024
+RESERVE: Final = 64 * 1024 * 1024
 
 MADV_HUGEPAGE: Final = 14
 PAGE: Final = 4096
@@ -41,7 +45,7 @@ class LargeBytes:
         """Append; no more than ``size`` bytes in all."""
         end = self._filled + len(data)
         if end > len(self._view):
-            self._grow(min(self._size, GROWTH * end))
+            self._grow(min(self._size, max(GROWTH * end, RESERVE if end > SOME else 0)))
         self._view[self._filled : end] = data
         self._filled = end
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import (
     Any,
     Final,
+    Literal,
     TypedDict,
     TypeVar,
     Union,
@@ -119,7 +120,46 @@ def convert(value: Any, annotation: Any) -> Any:
             raise DecodeError(_expected(annotation, value)) from None
         return entry.assemble(value)
     except Exception as error:  # also what a class's own __post_init__ raises
+        tolerant = _with_enum_members(annotation)
+        if tolerant is not annotation:
+            with contextlib.suppress(TypeError, msgspec.ValidationError):
+                return msgspec.convert(
+                    value, tolerant, strict=True, builtin_types=BUILTIN_TYPES, dec_hook=_instance
+                )
         raise DecodeError(describe(error)) from error
+
+
+class _MemberType(type):
+    """The class of classes that stand for an Enum in an annotation.
+
+    They take its members, as msgspec itself does only where the members' values are text.
+    """
+
+    enum: type[enum.Enum]
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.enum)
+
+
+@functools.cache
+def _member_of(cls: type[enum.Enum]) -> _MemberType:
+    return _MemberType(cls.__name__, (), {"enum": cls})
+
+
+def _with_enum_members(annotation: Any) -> Any:
+    """The annotation with a `_MemberType` for each Enum; itself where there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return _member_of(annotation)
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if not arguments or origin is Literal:
+        return annotation
+    replaced = tuple(map(_with_enum_members, arguments))
+    if all(new is old for new, old in zip(replaced, arguments, strict=True)):
+        return annotation
+    if origin in (Union, types.UnionType):
+        return Union[replaced]  # noqa: UP007 - of a tuple made at run time
+    return origin[replaced]
 
 
 def check_annotation(annotation: Any) -> None:
@@ -139,6 +179,8 @@ def _instance(annotation: Any, value: Any) -> Any:
     expected = get_origin(annotation) or annotation
     if isinstance(value, expected):
         return value
+    if isinstance(expected, _MemberType):
+        return msgspec.convert(value, expected.enum)
     raise msgspec.ValidationError(_expected(expected, value))
 
 
@@ -194,12 +236,27 @@ class _Record(Registration):
         typed_dict: Any = TypedDict  # made at run time, which no type checker can follow
         return typed_dict(self.cls.__name__, self._annotations, total=False)
 
+    @functools.cached_property
+    def _checked_members(self) -> Any:
+        """`_checked`, with what stands for Enums where it can be checked like that."""
+        annotations = {
+            name: _first_checkable(_with_enum_members(annotation), annotation)
+            for name, annotation in self._annotations.items()
+        }
+        typed_dict: Any = TypedDict
+        return typed_dict(self.cls.__name__, annotations, total=False)
+
     def disassemble(self, value: Any) -> dict[str, Any]:
         return {name: getattr(value, name) for name in self._arguments}
 
     def assemble(self, fields: dict[str, Any]) -> Any:
         try:
-            values = convert(fields, self._checked)
+            try:
+                values = convert(fields, self._checked)
+            except DecodeError:
+                if self._checked_members.__annotations__ == self._annotations:
+                    raise
+                values = convert(fields, self._checked_members)
             for name, value in values.items():
                 if type(value) is not type(fields[name]):
                     values[name] = _as_sent(fields[name], value, self._annotations[name])
@@ -313,6 +370,10 @@ def _checkable(annotation: Any) -> Any:
     except TypeError:
         return Any
     return annotation
+
+
+def _first_checkable(*annotations: Any) -> Any:
+    return next((each for each in map(_checkable, annotations) if each is not Any), Any)
 
 
 _CONTAINERS: Final = frozenset({list, tuple, set, frozenset, dict})

@@ -222,10 +222,12 @@ def test_a_fork_neither_holds_the_lock_nor_removes_the_socket(path: Path) -> Non
     with open(to_child, "rb") as reader, open(from_parent, "wb") as writer:
         pid = os.fork()
         if pid == 0:
-            first.close()  # as when it leaves the ``async with`` of a server
-            writer.close()
-            reader.read()  # lives until the parent is done
-            os._exit(0)
+            try:
+                first.close()  # as when it leaves the ``async with`` of a server
+                writer.close()
+                reader.read()  # lives until the parent is done
+            finally:
+                os._exit(0)
         try:
             assert path.exists()
             first.close()

@@ -328,6 +328,9 @@ async def test_batches_keep_to_the_other_sides_frame_size() -> None:
     taken = Journal()
     peer.on_notification("take")(taken.append)
     async with talking(peer, first=Peer(limits=limits)) as session:
+        small = ["x" * 1000] * 60  # one batch, were it not for the limit
+        results = await asyncio.gather(*(session.request("echo", value) for value in small))
+        assert results == small
         values = ["x" * size for size in (10, 500, 3000, 7000, 9000, 17_000, 100_000)] * 10
         results = await asyncio.gather(*(session.request("echo", value) for value in values))
         assert results == values

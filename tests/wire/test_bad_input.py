@@ -185,6 +185,8 @@ async def test_no_hello_in_time(
     ):
         await client.send_bytes(data)
         assert await client.receive_all() == []
+        for _ in range(3):  # turns of the loop, for the server to hear of it too
+            await asyncio.sleep(0)
     assert "no hello came within 0.02 s" in caplog.text
 
 

@@ -353,6 +353,21 @@ def test_an_envelope_larger_than_the_buffer_comes_whole(size: int, step: int) ->
     ]
 
 
+def test_memory_grows_seldom() -> None:
+    """What has come is copied when memory doubles, not at each read: the cost stays linear."""
+    decoder = make_decoder(Recorder(), max_frame=1_000_000, buffer=64)
+    decoder.feed(frame_header(1_000_000) + b"\x91" * 100)
+    memories: list[object] = []
+    for _ in range(900):
+        buffer = decoder.get_buffer()
+        if not memories or memories[-1] is not buffer.obj:
+            memories.append(buffer.obj)
+        count = min(100, len(buffer))
+        buffer[:count] = bytes(count)
+        decoder.advance(count)
+    assert len(memories) < 20
+
+
 def test_the_magic_number_is_no_text() -> None:
     with pytest.raises(UnicodeDecodeError):
         MAGIC.decode()

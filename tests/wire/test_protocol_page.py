@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import msgpack
 import pytest
@@ -20,6 +21,7 @@ from asyncipc.wire.handshake import HANDSHAKE_MAX_FRAME, SMALLEST_LIMITS, VERSIO
 from asyncipc.wire.messages import _FIELDS, FIRST_IGNORABLE, GoodbyeCode
 from asyncipc.wire.transfers import MAX_SEGMENTS, MAX_TRANSFERS
 from asyncipc.wire.values import BY_CODE, MAX_DIGITS, MAX_EXTENSION_DEPTH
+from tests.raw_client import RawClient, hello
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -105,6 +107,33 @@ def test_every_link_leads_somewhere() -> None:
     links = set(re.findall(r"\]\(#([^)]*)\)", PAGE))
     assert links
     assert links <= anchors
+
+
+# What the page allows and the library does not do itself
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+async def test_early_messages(tmp_path: Path, codec: str) -> None:
+    path = f"{tmp_path}/socket"
+    request = b'[2, 2, "add", {"a": 1, "b": 2}]'
+    if codec == "msgpack":
+        request = msgpack.packb([2, 2, "add", {"a": 1, "b": 2}])
+    async with listening_peer().serve(f"unix:{path}"), await RawClient.connect(path) as client:
+        await client.send(hello(codec=codec), request)
+        assert (await client.receive())[0] == 0
+        envelope, _ = await client.receive_frame()
+        assert envelope == {"msgpack": b"\x93\x03\x03\x03", "json": b"[3,3,3]"}[codec]
+
+
+async def test_early_messages_where_a_token_is_asked_for(tmp_path: Path) -> None:
+    path = f"{tmp_path}/socket"
+    peer = listening_peer()
+    async with peer.serve(f"unix:{path}", token="x"), await RawClient.connect(path) as client:
+        await client.send(hello(), [2, 2, "add", [1, 2]])
+        assert [message[:3] for message in await client.receive_all()] == [
+            [0, ANY],
+            [12, 0, 1],
+        ]
 
 
 # The worked example

@@ -451,3 +451,26 @@ def test_convert_says_what_was_expected_and_where() -> None:
 def test_annotations_that_cannot_be_checked_are_diagnosed(annotation: Any) -> None:
     with pytest.raises(TypeError, match="not supported"):
         check_annotation(annotation)
+
+
+@message(name="test_types.Grade")
+class Grade(enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+@message(name="test_types.Report")
+@dataclasses.dataclass
+class Report:
+    grade: Grade
+    others: list[Grade]
+    best: Grade | None = None
+
+
+@pytest.mark.parametrize("codec", [MessagePack(), JSON()], ids=lambda codec: codec.name)
+def test_members_with_values_that_are_no_text_fit_where_they_are_annotated(codec: Codec) -> None:
+    report = Report(Grade.LOW, [Grade.HIGH], Grade.HIGH)
+    assert codec.decode(codec.encode([3, 2, report], [])) == [3, 2, report]
+    assert convert([Grade.LOW, 2], list[Grade]) == [Grade.LOW, Grade.HIGH]
+    with pytest.raises(DecodeError):
+        convert([3], list[Grade])
