@@ -305,6 +305,9 @@ class Connection:
         try:
             async with asyncio.timeout(grace):
                 await self.exchange.drain()
+                if self.transport.drops_on_close:
+                    self.transport.write_eof()
+                    await asyncio.shield(self.closed)
         except TimeoutError:
             logger.debug("%s: the goodbye took too long", self.transport.description)
         finally:

@@ -6,26 +6,32 @@ A transport moves bytes between the kernel (or another program's stream object) 
 The contract, which ``tests/contract`` runs over every implementation:
 
 1. Nothing is delivered before `Transport.start`. The receiver is called from the loop, never
-   from inside a call that the receiver's owner made into the transport.
+   from inside a call that the receiver's owner made into the transport (but see rule 7).
 2. For each read the transport asks `Receiver.get_buffer`, fills some of it, and calls
    `Receiver.buffer_updated` in the same step, so that receivers of one loop may share memory.
-3. `Transport.write` takes everything it is given. It returns True when all of it has left.
-   Otherwise it returns False, keeps the buffers (uncopied: do not change them) and calls
-   `Receiver.writable` once when they have left; until then it must not be called again.
-   A failure to write is never raised: it arrives as `Receiver.connection_lost`.
+   Where nothing was there to read, `buffer_updated` does not follow.
+3. `Transport.write` takes everything it is given, after `start`. It returns True when all of it
+   has left. Otherwise it returns False, keeps the buffers (uncopied: do not change them) and
+   calls `Receiver.writable` once when they have left; until then it must not be called again.
+   A failure to write is never raised: write returns False, and `Receiver.connection_lost` comes in
+   the place of `writable`, behind what there was still to read.
 4. `Receiver.end_of_input` comes at most once, when the other side has finished sending but may
-   still be reading. No data follows.
+   still be reading. No data follows. Over TCP a hang-up looks the same, until a write fails.
 5. `Receiver.connection_lost` comes exactly once after `start`, last of all calls, in a later turn
-   of the loop than the call that caused it: with None after `Transport.close`, and also where the
-   other side has hung up cleanly (all that it sent was delivered first); else with the error.
+   of the loop than the call that caused it: with None after `Transport.close`, when both
+   directions have come to their end, and where the other side has hung up cleanly (it left
+   nothing unread that this side kept, and all that it sent was delivered first); else with the
+   error.
 6. `Transport.close` is immediate and may be called at any time, and twice. What was not written
    is dropped; a receiver that wants it flushed waits for `writable` first. After
    `connection_lost` all descriptors the transport owned are closed and the loop holds no
-   reference to it.
+   reference to it. (TLS takes up to a second for its goodbye.)
 7. `read_available` delivers what has come already, inside the call: for who knows that the
    process at the other end is dead, and wants what it sent before the loop gets to it.
-8. `pause_reading` and `resume_reading` may be called at any time after `start`, and twice; while
-   paused no data is delivered (one read already under way excepted), a hang-up may still be.
+8. `pause_reading` and `resume_reading` may be called at any time after `start`, and twice. While
+   paused no data is delivered, with two exceptions: one read already under way, and, when the
+   other side is gone, the rest of what it sent. What paused may be waiting for the dead, so a
+   hang-up is not held back; the rest is bounded by the kernel's buffer.
 
 Layer 1.
 """
@@ -35,6 +41,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 __all__ = ["Buffer", "Credentials", "Receiver", "Transport"]
 
+# A memoryview must be of single bytes, so that len() is its size.
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -89,6 +96,14 @@ class Transport(Protocol):
         ...
 
     @property
+    def drops_on_close(self) -> bool:
+        """True where closing may undo what has left: TCP, when unread data comes in.
+
+        Who cares ends with `write_eof`, and closes when the other side has hung up.
+        """
+        ...
+
+    @property
     def credentials(self) -> Credentials | None:
         """The process at the other end, where the kernel tells; None elsewhere."""
         ...
@@ -119,7 +134,7 @@ class Transport(Protocol):
     def write_eof(self) -> None:
         """Finish sending; the other side sees the end of its input.
 
-        Call only when nothing is kept.
+        Call only when nothing is kept. Where there is no half close (TLS) both directions end.
         """
         ...
 

@@ -44,6 +44,8 @@ class MemoryTransport:
         "tolerates_noise",
     )
 
+    drops_on_close = False
+
     _loop: asyncio.AbstractEventLoop
     _other: "MemoryTransport"
     _receiver: Receiver
@@ -88,7 +90,8 @@ class MemoryTransport:
             return True
         fits = other._incoming_size + size <= _CAPACITY
         # What "has left" may be changed by its owner, so it is copied; what is kept may not.
-        other._incoming.extend(map(memoryview, (b"".join(buffers),) if fits else buffers))
+        chunks = (b"".join(buffers),) if fits else filter(len, buffers)
+        other._incoming.extend(map(memoryview, chunks))
         other._incoming_size += size
         self._keeps_write = not fits
         other._schedule()

@@ -67,6 +67,8 @@ class PolledTransport(abc.ABC):
     _loop: asyncio.AbstractEventLoop
     _receiver: Receiver
 
+    drops_on_close = False
+
     def __init__(
         self,
         read_fd: int,
@@ -304,9 +306,11 @@ class PolledTransport(abc.ABC):
         if self._unsent:
             return
         # The receiver mostly has more to write: polling for output stops only if it has not.
-        self._receiver.writable()
-        if self._polls_output and not self._unsent:
-            self._drop_unsent()
+        try:
+            self._receiver.writable()
+        finally:
+            if self._polls_output and not self._unsent:
+                self._drop_unsent()
 
     def _drop_unsent(self) -> None:
         self._unsent = []

@@ -1,8 +1,7 @@
 """Questions about descriptors that the loop's own readers and writers cannot answer.
 
 Owns: noticing that the other side hung up without reading from the descriptor, and the rest of a
-short write.
-Above: the transports over descriptors. Below: the kernel.
+short write. Above: the transports over descriptors. Below: the kernel.
 
 Where there is no epoll (macOS) a hang-up is noticed by the next read or write instead.
 """

@@ -13,7 +13,7 @@ from typing import Final
 from asyncipc.transport.base import Credentials
 from asyncipc.transport.polled import PolledTransport
 
-__all__ = ["SocketTransport", "peer_credentials", "tune"]
+__all__ = ["SocketTransport", "is_tcp", "peer_credentials", "tune"]
 
 # A dead machine at the other end is noticed after KEEPALIVE_IDLE + INTERVAL * COUNT seconds: two
 # minutes. (TCP_USER_TIMEOUT is left alone: it would end the connection to a stopped process too.)
@@ -32,12 +32,13 @@ class SocketTransport(PolledTransport):
     :param description: for messages to people
     """
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_sock", "drops_on_close")
 
     def __init__(self, sock: socket.socket, *, description: str) -> None:
         sock.setblocking(False)
         tune(sock)
         self._sock = sock
+        self.drops_on_close: bool = is_tcp(sock)
         super().__init__(
             sock.fileno(),
             sock.fileno(),
@@ -60,9 +61,14 @@ class SocketTransport(PolledTransport):
         self._sock.close()
 
 
+def is_tcp(sock: socket.socket) -> bool:
+    """Whether the other side is reached over TCP, on this machine or another."""
+    return sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
 def tune(sock: socket.socket) -> None:
     """Set the options of a TCP socket: no delay for small writes, and keepalive."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if not is_tcp(sock):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -15,7 +15,7 @@ from typing import Final
 from asyncipc.errors import AddressError, LocalProtocolError
 from asyncipc.transport.pipes import PipeTransport
 
-__all__ = ["CHANNEL_VARIABLE", "claim", "inherited_socketpair", "occupy_standard_descriptors"]
+__all__ = ["CHANNEL_VARIABLE", "claim", "inherited_socketpair"]
 
 #: The environment variable that names the descriptor of an inherited socket.
 CHANNEL_VARIABLE: Final = "ASYNCIPC_CHANNEL_FD"
@@ -64,17 +64,6 @@ def claim() -> PipeTransport:
         os.close(null)
     _line_buffer_stdout()
     return PipeTransport(read_fd, write_fd, description=f"stdio ({found})")
-
-
-def occupy_standard_descriptors() -> None:
-    """Put ``/dev/null`` on those of 0, 1 and 2 that are closed.
-
-    To be called before an event loop is made: it would otherwise get these numbers for descriptors
-    of its own, where programs started from here write to them, and uvloop aborts the process.
-    """
-    while (null := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
-        os.set_inheritable(null, True)  # the lowest that is free
-    os.close(null)
 
 
 def inherited_socketpair() -> socket.socket | None:
@@ -138,6 +127,6 @@ def _kind_name(fd: int) -> str:
 
 def _line_buffer_stdout() -> None:
     """Have ``print`` appear on stderr as it happens, as on a terminal."""
-    for stream in {sys.stdout, sys.__stdout__} - {None}:
+    for stream in (sys.stdout, sys.__stdout__):
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(line_buffering=True)  # flushes as well

@@ -20,7 +20,7 @@ import anyio.abc
 from asyncipc.errors import LocalProtocolError
 from asyncipc.transport.base import Buffer, Credentials, Receiver
 from asyncipc.transport.readiness import hung_up, unwatch_hangup, watch_hangup
-from asyncipc.transport.sockets import peer_credentials
+from asyncipc.transport.sockets import is_tcp, peer_credentials
 
 __all__ = ["StreamTransport"]
 
@@ -84,9 +84,9 @@ class StreamTransport:
         if tolerates_noise is None:
             tolerates_noise = _may_be_stdio(sock)
         self.tolerates_noise: bool = tolerates_noise
+        self.drops_on_close: bool = sock is not None and is_tcp(sock)
         self.credentials: Credentials | None = None if sock is None else peer_credentials(sock)
         self._streams = streams
-        self._fd = streams.fileno()
         self._tasks: list[asyncio.Task[None]] = []
         self._closer: asyncio.Task[None] | None = None
         self._kept: Sequence[Buffer] = ()
@@ -201,19 +201,21 @@ class StreamTransport:
             data = data[count:]
 
     def _end_of_input(self, receiver: Receiver) -> None:
-        gone = self._streams.is_closing() or (self._fd is not None and hung_up(self._fd))
+        fd = self._streams.fileno()
+        gone = self._streams.is_closing() or (fd is not None and hung_up(fd))
         if gone or self._output_ended:
             self._end(self._write_error)
             return
         self._input_ended = True
-        self._watch_hangup()
+        if fd is not None:
+            self._watch_hangup(fd)
         receiver.end_of_input()
 
-    def _watch_hangup(self) -> None:
+    def _watch_hangup(self, fd: int) -> None:
         """Nothing is read any more, so the end of the other direction would not be noticed."""
-        if self._fd is not None:
+        with contextlib.suppress(OSError):  # no descriptor left: the next write tells
             # A copy: the library closes its own when it wants, and the number goes to others.
-            self._watched_fd = os.dup(self._fd)
+            self._watched_fd = os.dup(fd)
             watch_hangup(asyncio.get_running_loop(), self._watched_fd, self.close)
 
     def _unwatch_hangup(self) -> None:
@@ -229,9 +231,9 @@ class StreamTransport:
             return False
         if self._kept:
             raise LocalProtocolError("write() was called before the last one was finished")
-        self._kept = buffers
+        self._kept = tuple(filter(len, buffers))
         self._work.set()
-        return not buffers
+        return not self._kept
 
     def write_eof(self) -> None:
         if self._output_ended:
@@ -288,8 +290,7 @@ class _AsyncioStreams:
         return await self._reader.read(_READ_SIZE)
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
-        if data := b"".join(buffers):
-            self._writer.write(data)
+        self._writer.write(b"".join(buffers))
         await self._writer.drain()
 
     async def send_eof(self) -> bool:

@@ -96,7 +96,7 @@ async def test_more_buffers_than_one_system_call_takes(pair: tuple[End, End]) ->
 async def test_one_write_of_8_mib(pair: tuple[End, End]) -> None:
     left, right = pair
     data = pattern(8 * MIB)
-    await left.send(b"head", data, b"tail")
+    await left.send(b"", b"head", data, b"tail", b"")
     await right.heard.received(len(data) + 8)
     assert right.heard.data == b"head" + data + b"tail"
 

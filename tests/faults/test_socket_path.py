@@ -47,15 +47,15 @@ async def main():
     print("ready", flush=True)
     sys.stdin.readline()
     won = 0
-    for _ in range(100):
+    while won < 50:
         try:
             async with peer.serve(f"unix:{sys.argv[1]}") as server:
                 async with Peer().connect(server.address) as session:
                     assert await session.request("pid") == os.getpid()
                 won += 1
         except AddressInUse:
-            pass
-    print(won)
+            pass  # again at once: that is the contest
+    print("done", flush=True)
 
 asyncio.run(main())
 """
@@ -154,7 +154,6 @@ def test_row_23_at_the_same_moment(path: Path) -> None:
             assert contender.said() == "ready"
         for contender in contenders:
             contender.go_on()
-        won = [int(contender.said()) for contender in contenders]
-        assert [contender.ended() for contender in contenders] == [0, 0, 0]
-    assert sum(won) > 0
+        assert [contender.said() for contender in contenders] == ["done"] * 3
+        assert [contender.ended() for contender in contenders] == [0] * 3
     assert os.listdir(path.parent) == []

@@ -215,26 +215,31 @@ async def test_a_lock_that_is_a_link(path: Path, peer: Peer) -> None:
     assert not precious.exists()
 
 
-def test_a_fork_neither_holds_the_lock_nor_removes_the_socket(path: Path) -> None:
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_fork_neither_holds_the_lock_nor_removes_the_socket(leaves: bool, path: Path) -> None:
+    """Also when it leaves the ``async with`` of the server, as on its way out."""
     address = UnixAddress(str(path))
     first = listening.listen_unix(address, 0o600)
-    to_child, from_parent = os.pipe()
-    with open(to_child, "rb") as reader, open(from_parent, "wb") as writer:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
         pid = os.fork()
         if pid == 0:
             try:
-                first.close()  # as when it leaves the ``async with`` of a server
-                writer.close()
-                reader.read()  # lives until the parent is done
+                if leaves:
+                    first.close()
+                theirs.send(b"x")
+                theirs.recv(1)  # lives until the parent is done
             finally:
                 os._exit(0)
         try:
+            ours.recv(1)
             assert path.exists()
+            assert lock_of(path).exists()
             first.close()
             second = listening.listen_unix(address, 0o600)
             second.close()
         finally:
-            writer.close()
+            ours.send(b"x")
             os.waitpid(pid, 0)
 
 

@@ -62,7 +62,8 @@ async def serve(transport):
 async def main():
 {body}
 
-stdio.occupy_standard_descriptors()
+while os.open(os.devnull, os.O_RDWR) < 2:
+    pass  # uvloop aborts a process in which one of 0, 1 and 2 is closed
 if sys.argv[1] == "uvloop":
     uvloop.run(main())
 else:
