@@ -9,6 +9,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -16,6 +17,7 @@ from typing import Any, Final, Protocol, Self
 from asyncipc.errors import IPCError, SessionClosed
 from asyncipc.peer.address import TcpAddress, UnixAddress
 from asyncipc.peer.listening import ListeningSocket
+from asyncipc.session.context import serving
 from asyncipc.session.session import Session
 from asyncipc.transport.base import Transport
 from asyncipc.transport.sockets import SocketTransport, peer_credentials
@@ -86,7 +88,8 @@ class Server:
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._on_close: list[Callable[[], object]] = []
-        self._loop.add_reader(listening.sock, self._accept)
+        # What the loop calls serves nobody's call, whoever opened the server.
+        Context().run(self._loop.add_reader, listening.sock, self._accept)
 
     @property
     def address(self) -> str:
@@ -110,11 +113,15 @@ class Server:
         """Stop listening, give the path back, and end all sessions in good order, together.
 
         Connections that are no sessions yet are dropped. May be called twice and by several
-        tasks; goes on when the caller is cancelled.
+        tasks; goes on when the caller is cancelled. Called by a handler of one of its sessions it
+        only begins the closing, which waits for that handler.
         """
         if self._closing is None:
             self._stop_listening()
             self._closing = self._loop.create_task(self._close())
+        call = serving.get()
+        if call is not None and not call.finished and call.session in self._sessions:
+            return  # the closing waits for this very handler
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:

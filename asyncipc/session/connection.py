@@ -11,6 +11,7 @@ import copy
 import enum
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -81,6 +82,8 @@ class Connection:
         "_end",
         "_ending",
         "_greeting",
+        "_left_calls",
+        "_limit",
         "_on_open",
         "_parting",
         "_refusal",
@@ -150,6 +153,8 @@ class Connection:
         self._refusal: str | None = None  # the other side says goodbye
         self._verdict: IPCError | None = None  # why this side ends the session
         self._clean = False  # a goodbye was sent or came
+        self._left_calls = False  # the input ended while answers were owed
+        self._limit: asyncio.TimerHandle | None = None  # of a closing that had none at first
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -160,8 +165,10 @@ class Connection:
         """
         assert self._greeting is not None
         self._on_open = on_open
-        self.transport.start(self)
-        self._greeting.start(self.loop, self.settings.timeouts.handshake)
+        # What the loop calls from now on serves nobody's call, whoever opened the session.
+        context = Context()
+        context.run(self.transport.start, self)
+        context.run(self._greeting.start, self.loop, self.settings.timeouts.handshake)
 
     def _open(self, agreement: Agreement) -> None:
         if self._greeting is not None:
@@ -204,9 +211,12 @@ class Connection:
             outbox.uncork()
         except ProtocolError as error:
             self._protocol_failed(error)
-        except Exception as error:
+        except BaseException as error:
+            # A codec, a callback or this library itself failed, and what came is half looked at.
             logger.exception("the session on %s broke", self.transport.description)
-            self._protocol_failed(LocalProtocolError(f"{type(error).__name__}: {error}"))
+            self._protocol_failed(LocalProtocolError(f"{type(error).__name__} while reading"))
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
         finally:
             outbox.corked = False
 
@@ -258,12 +268,15 @@ class Connection:
             self._fail(self._lost_reason(None, cut))
             return
         if not self._clean:
-            self._end = SessionClosed("the other side sends no more, so no answer can come")
+            self._end = PeerDied("the other side sends no more and said no goodbye")
+            self._left_calls = bool(self.exchange.calls.pending)
             self.exchange.lose_answers(self._make_end)
         self._begin_closing(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
+        if error is not None and isinstance(self._end, PeerDied):
+            self._clean = False
         if self.state is not State.CLOSED:
             self._fail(self._lost_reason(error, self._decoder.finish()))
 
@@ -275,20 +288,23 @@ class Connection:
 
     async def close(self) -> None:
         """End the session in good order; see `asyncipc.Session.aclose`."""
-        grace = self.settings.timeouts.goodbye
         if self.state is State.HANDSHAKE:
             self._fail(SessionClosed("this side closed the session"))
         else:
             self.begin_close()
-            # Bounded here too: the other side may have begun to close, which takes what it takes.
-            await asyncio.wait([self.closed], timeout=grace)
-            if self.state is not State.CLOSED:
-                self._fail(self._end or SessionClosed("this side closed the session"))
         await asyncio.shield(self.closed)
 
     def begin_close(self) -> None:
         """`close` for who must not wait for it: a handler that the closing waits for."""
-        self._begin_closing(self.settings.timeouts.goodbye)
+        grace = self.settings.timeouts.goodbye
+        if self.state is State.CLOSING and self._limit is None:
+            # It was the other side that ended its input, and the closing may take its time; now
+            # this side wants to go.
+            self._limit = self.loop.call_later(grace, self._close_now)
+        self._begin_closing(grace)
+
+    def _close_now(self) -> None:
+        self._fail(self._end or SessionClosed("this side closed the session"))
 
     def _begin_closing(self, grace: float | None) -> None:
         if self.state is State.OPEN and self._parting is None:
@@ -301,7 +317,9 @@ class Connection:
         self._refusal = None
         self.exchange.stop(self._make_end)
         self.exchange.say_goodbye(GoodbyeCode.NORMAL, "")
-        self._clean = True
+        # Who only wanted to ask ends its input and reads on: that is a good end. Who owed an
+        # answer has died, though over TCP it looks the same.
+        self._clean = not self._left_calls
         try:
             async with asyncio.timeout(grace):
                 await self.exchange.drain()
@@ -331,6 +349,7 @@ class Connection:
         return lost
 
     def _protocol_failed(self, error: ProtocolError) -> None:
+        self._clean = False  # also where a goodbye came before
         if self._greeting is not None:
             self._greeting.fail(error)
             return
@@ -399,6 +418,8 @@ class Connection:
         self._establish(end if isinstance(error, SessionClosed) else error)
 
     def _set_closed(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
         for task in (self._closing, self._parting):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
@@ -416,5 +437,5 @@ class Connection:
     def _call_back(self, callback: Callable[..., object], *arguments: object) -> None:
         try:
             callback(*arguments)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("a callback of the session on %s failed", self.transport.description)

@@ -6,6 +6,7 @@ this module.
 
 import asyncio
 import threading
+from concurrent.futures import Executor
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Protocol
@@ -47,6 +48,19 @@ class Progress:
         return hash((self.done, self.total, self.message))
 
 
+class Reports(Protocol):
+    """Where the progress of calls goes."""
+
+    def send(self, call: "Call", update: Progress) -> None:
+        """Send, or keep the latest where the outbox is full. On the loop's thread only."""
+
+    def send_from_thread(self, call: "Call", update: Progress) -> None:
+        """The same for all other threads."""
+
+    async def room(self) -> None:
+        """Wait until the outbox is no longer full."""
+
+
 class CallOwner(Protocol):
     """What a call needs of the machinery that serves it."""
 
@@ -54,14 +68,14 @@ class CallOwner(Protocol):
     thread_id: int
     session: Any
 
-    def send_progress(self, call: "Call", update: Progress) -> None:
-        """Send, or keep the latest where the outbox is full. On the loop's thread only."""
+    @property
+    def progress(self) -> Reports:
+        """Where the progress of its calls goes."""
+        ...
 
-    def send_progress_from_thread(self, call: "Call", update: Progress) -> None:
-        """The same for all other threads."""
-
-    async def room(self) -> None:
-        """Wait until the outbox is no longer full."""
+    def threads(self) -> Executor:
+        """Where handlers run that want a thread."""
+        ...
 
 
 class Call:
@@ -98,6 +112,10 @@ class Call:
         self.deadline = deadline
         self.metadata = metadata
 
+    def threads(self) -> Executor:
+        """Where its handler runs if it wants a thread."""
+        return self._owner.threads()
+
     @property
     def session(self) -> Any:
         """The `asyncipc.Session` it came in on; requests on it go back to the caller."""
@@ -124,7 +142,7 @@ class Call:
         :raises FrameTooLarge: the message is larger than the caller takes
         """
         self.report(done, total, message)
-        await self._owner.room()
+        await self._owner.progress.room()
 
     def report(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """`progress` for plain functions, from any thread.
@@ -138,9 +156,9 @@ class Call:
             return
         owner = self._owner
         if threading.get_ident() == owner.thread_id:
-            owner.send_progress(self, update)
+            owner.progress.send(self, update)
         else:
-            owner.send_progress_from_thread(self, update)
+            owner.progress.send_from_thread(self, update)
 
     def __repr__(self) -> str:
         return f"<Call {self.method!r}{' cancelled' if self.cancelled else ''}>"

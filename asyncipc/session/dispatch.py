@@ -9,10 +9,10 @@ Layer 2, inside the session. Below: wire.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context
 from typing import Any, Final
 
@@ -20,35 +20,35 @@ from asyncipc.errors import (
     EncodeError,
     FaultCode,
     FrameTooLarge,
+    InvalidParams,
     MethodNotFound,
     RemoteProtocolError,
 )
-from asyncipc.session.context import Call, Progress, serving
+from asyncipc.session.context import Call, serving
 from asyncipc.session.execution import run_handlers, start_task
 from asyncipc.session.faults import fault_reports
 from asyncipc.session.handlers import Handler, HandlerChain
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
+from asyncipc.session.reporting import ProgressSender
 from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
-from asyncipc.wire.messages import FAULT, PROGRESS, REPLY, check_fields, shown
+from asyncipc.wire.messages import FAULT, REPLY, check_fields, shown
 
 __all__ = ["Dispatch"]
 
 logger: logging.Logger = logging.getLogger("asyncipc")
 
-# Updates that threads may have sent before the loop looks at them; then only the latest of each
-# call is kept.
-MAX_FROM_THREADS: Final = 1024
-
 # Ids and timeouts of these types up to this need no closer look.
 NUMBERS: Final = (float, int)
 MAX_PLAIN: Final = 2**63 - 1
 
-# Held for a moment each time; one lock does for all sessions.
-_waiting_updates: Final = threading.Lock()
+
+# Answers that may wait to be read, in multiples of `Limits.max_requests`. A side that keeps to the
+# limits waits for its answers; more than one multiple takes nested calls.
+UNREAD_SHARE: Final = 4
 
 
 class Dispatch:
@@ -61,21 +61,21 @@ class Dispatch:
 
     __slots__ = (
         "_codec",
-        "_from_threads",
         "_handlers_of",
-        "_held_progress",
         "_idle",
         "_max_depth",
         "_max_requests",
+        "_max_unread",
         "_outbox",
         "_replies",
-        "_room",
+        "_threads",
         "_tracebacks",
         "also_running",
         "faults",
         "last_accepted",
         "loop",
         "now",
+        "progress",
         "refusal",
         "refused",
         "requests",
@@ -98,6 +98,7 @@ class Dispatch:
         self._outbox = outbox
         self._handlers_of = handlers.for_request
         self._max_requests = settings.limits.max_requests
+        self._max_unread = UNREAD_SHARE * settings.limits.max_requests
         self._max_depth = settings.limits.max_depth
         self._tracebacks = settings.tracebacks
         self.running: dict[int, Call] = {}
@@ -106,10 +107,9 @@ class Dispatch:
         self.refusal: str | None = None  # why no more requests are started
         self.now: float = 0.0  # when the bytes being looked at were read
         self._replies: dict[int, Transfer] = {}  # large ones on their way
-        self._held_progress: dict[int, bytes] = {}  # the latest of each lane
-        self._from_threads: list[tuple[Call, Progress]] = []
-        self._room: list[asyncio.Future[None]] = []
+        self.progress: ProgressSender = ProgressSender(loop, outbox)
         self._idle: asyncio.Future[None] | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self.requests: int = 0
         self.refused: int = 0
         self.faults: int = 0
@@ -117,10 +117,11 @@ class Dispatch:
     def open(self, codec: Codec) -> None:
         """Begin to answer."""
         self._codec = codec
+        self.progress.open(codec)
 
     # -- requests --------------------------------------------------------------------------
 
-    def request(self, message: list[Any]) -> None:  # noqa: C901 - the hot path, in one piece
+    def request(self, message: list[Any]) -> None:  # noqa: C901, PLR0912 - hot path
         """A request came."""
         if len(message) == 5:
             _, wire_id, method, params, timeout = message
@@ -146,6 +147,12 @@ class Dispatch:
             self.refusal is not None or len(self.running) >= self._max_requests
         ) and not self._accepts(call):
             return
+        if self._outbox.unread > self._max_unread:
+            raise RemoteProtocolError(
+                f"the other side keeps asking but does not read: {self._outbox.unread} answers "
+                f"wait for it, more than it may ask at once (Limits.max_requests is "
+                f"{self._max_requests})"
+            )
         self.last_accepted = wire_id
         self.requests += 1
         if message.__class__ is BrokenMessage or call.depth > self._max_depth:
@@ -216,7 +223,7 @@ class Dispatch:
             return
         self._finish(call)
         self._reply(call, result)
-        if not self.running:
+        if not (self.running or self._outbox.corked):
             self._outbox.flush()  # nobody else is about to add to this turn's frame
 
     def _finish(self, call: Call) -> None:
@@ -251,7 +258,7 @@ class Dispatch:
     def _object(self, call: Call, message: list[Any]) -> None:
         """Answer a request that no handler can serve."""
         if isinstance(message, BrokenMessage):
-            self.send_fault(call.wire_id, FaultCode.INVALID_PARAMS, str(message.error))
+            self._fail(call, InvalidParams(str(message.error)))
             return
         reason = (
             f"the request is nested {shown(call.depth)} deep; Limits.max_depth is {self._max_depth}"
@@ -263,16 +270,18 @@ class Dispatch:
     def _reply(self, call: Call, result: Any) -> None:
         call.finished = True
         lane = call.wire_id + 1
-        if self._held_progress:
-            self._release_progress(call)
+        if self.progress.held:
+            self.progress.release(call)
         attachments: list[Buffer] = []
         try:
             data = self._codec.encode([REPLY, lane, result], attachments)
-        except EncodeError as error:
+        except Exception as error:  # noqa: BLE001 - also what a codec of the user's raises
             self._fail(call, error)
             return
         if not attachments and len(data) <= self._outbox.inline_size:
             self._outbox.put(data, lane)
+            if self._outbox.is_blocked:
+                self._outbox.unread += 1
             return
         try:
             self._outbox.check_size(data, attachments)
@@ -280,6 +289,7 @@ class Dispatch:
             self._fail(call, error)
             return
         # The handler's own buffer may change as soon as the handler is called again.
+        self._outbox.unread += self._outbox.is_blocked
         owned = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in attachments]
         transfer = self._outbox.put_large(
             [data, *owned], lane, lambda: self._replies.pop(call.wire_id, None)
@@ -290,8 +300,8 @@ class Dispatch:
     def _fail(self, call: Call, error: BaseException) -> None:
         """The one place where an exception becomes a fault."""
         call.finished = True
-        if self._held_progress:
-            self._release_progress(call)
+        if self.progress.held:
+            self.progress.release(call)
         if issubclass(type(error), asyncio.CancelledError):
             reason = (
                 "cancelled by the caller" if call.cancelled else "cancelled where it was served"
@@ -325,77 +335,6 @@ class Dispatch:
         if code != FaultCode.REFUSED:
             self.faults += 1
 
-    # -- progress ----------------------------------------------------------------------------
-
-    def send_progress(self, call: Call, update: Progress) -> None:
-        """Send progress in the call's lane, or keep the latest while the outbox is full."""
-        if call.finished:
-            return
-        lane = call.wire_id + 1
-        data = self._codec.encode([PROGRESS, lane, update.done, update.total, update.message], [])
-        if len(data) > self._outbox.inline_size:
-            self._outbox.check_size(data, ())
-        if self._outbox.full:
-            self._held_progress[lane] = data
-        else:
-            self._put_progress(lane, data)
-
-    def send_progress_from_thread(self, call: Call, update: Progress) -> None:
-        """`send_progress` from another thread; only the latest of a call while many wait."""
-        with _waiting_updates:
-            waiting = self._from_threads
-            if len(waiting) < MAX_FROM_THREADS:
-                waiting.append((call, update))
-            else:
-                latest = next((at for at in _backwards(waiting) if waiting[at][0] is call), None)
-                if latest is None:
-                    waiting.append((call, update))
-                else:
-                    waiting[latest] = (call, update)
-            if len(waiting) > 1:
-                return
-        # RuntimeError: the loop is closed, and with it the session.
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._take_from_threads)
-
-    def _take_from_threads(self) -> None:
-        with _waiting_updates:
-            waiting, self._from_threads = self._from_threads, []
-        for call, update in waiting:
-            try:
-                self.send_progress(call, update)
-            except FrameTooLarge as error:
-                logger.warning("progress of %r was dropped: %s", call.method, error)
-
-    def room_again(self) -> None:
-        """The outbox is no longer full: what was held back may go."""
-        held, self._held_progress = self._held_progress, {}
-        for lane, data in held.items():
-            self._put_progress(lane, data)
-        waiting, self._room = self._room, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    async def room(self) -> None:
-        """Wait until the outbox is no longer full, or the session is over."""
-        if self._outbox.full:
-            future = self.loop.create_future()
-            self._room.append(future)
-            await future
-
-    def _release_progress(self, call: Call) -> None:
-        lane = call.wire_id + 1
-        data = self._held_progress.pop(lane, None)
-        if data is not None:
-            self._put_progress(lane, data)
-
-    def _put_progress(self, lane: int, data: bytes) -> None:
-        if len(data) > self._outbox.inline_size:
-            self._outbox.put_large([data], lane)
-        else:
-            self._outbox.put(data, lane)
-
     # -- the session -------------------------------------------------------------------------
 
     async def drain(self) -> None:
@@ -407,20 +346,27 @@ class Dispatch:
 
     def close(self) -> None:
         """The session is over: nobody waits for what still runs."""
-        self.room_again()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self.progress.room_again()
         for call in self.running.values():
             call.cancelled = True
             if call.task is not None:
                 call.task.cancel()
 
+    def threads(self) -> Executor:
+        """The session's own threads: made as they are needed, as many as requests may run.
+
+        Those of the loop are few, and calls that wait for calls would use them up.
+        """
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._max_requests, "asyncipc-handler")
+        return self._threads
+
     def set_idle(self) -> None:
         """Something that `drain` may wait for has ended."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-
-
-def _backwards(items: list[Any]) -> range:
-    return range(len(items) - 1, -1, -1)
 
 
 def _not_found(method: str) -> MethodNotFound:

@@ -143,6 +143,6 @@ class Exchange:
         self.outbox.close()
 
     def _room_again(self) -> None:
-        self.dispatch.room_again()
+        self.dispatch.progress.room_again()
         self.calls.update_gates()
         self.notifications.gate.update()

@@ -8,7 +8,7 @@ Layer 2, inside the session.
 import asyncio
 import sys
 from collections.abc import Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 from asyncipc.session.context import Call, serving
@@ -69,6 +69,7 @@ async def _in_thread(handler: Handler, params: Any, call: Call) -> Any:
             raise RuntimeError("the handler raised StopIteration") from error
 
     try:
-        return await asyncio.to_thread(run)
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(call.threads(), context.run, run)
     finally:
         call.in_thread = False

@@ -77,11 +77,13 @@ class Outbox:
     :param limit: bytes waiting above which `full` is true
     :param on_room: called when the outbox is no longer full
     :ivar accepts_calls: the session is open for new requests and notifications
+    :ivar is_blocked: the transport keeps what it was given last, because the other side does not
+        read, or not as fast
+    :ivar unread: answers that wait because of that; counted by who puts them
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
     __slots__ = (
-        "_blocked",
         "_encode",
         "_join",
         "_lanes",
@@ -100,8 +102,10 @@ class Outbox:
         "bytes_sent",
         "corked",
         "inline_size",
+        "is_blocked",
         "limit",
         "size",
+        "unread",
     )
 
     def __init__(
@@ -119,7 +123,8 @@ class Outbox:
         self._lanes = Lanes()
         self._on_written: list[Callable[[], object]] = []
         self._scheduled = False
-        self._blocked = False
+        self.is_blocked: bool = False
+        self.unread: int = 0
         self._raw: list[bytes] = []
         self._was_full = False
         self.accepts_calls: bool = False
@@ -154,7 +159,7 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Everything has been handed to the kernel."""
-        return not (self._blocked or self._queue or self._lanes)
+        return not (self.is_blocked or self._queue or self._lanes)
 
     def check_size(self, message: bytes, attachments: Sequence[Buffer]) -> int:
         """The size in bytes of a message with what is attached.
@@ -172,10 +177,11 @@ class Outbox:
     def send_raw(self, envelope: bytes) -> None:
         """Send an envelope of the handshake, before `open` or instead of it."""
         frame = frame_header(len(envelope)) + envelope
-        if self._blocked:
+        self.bytes_sent += len(frame)
+        if self.is_blocked:
             self._raw.append(frame)
         else:
-            self._blocked = not self._sink.write((frame,))
+            self.is_blocked = not self._sink.write((frame,))
 
     def put(self, message: bytes, lane: int = -1, batch: int = BATCH_COUNT) -> bool:
         """Send an encoded message at the end of this turn of the loop.
@@ -197,7 +203,7 @@ class Outbox:
 
     def put_now(self, message: bytes, lane: int = -1) -> bool:
         """`put` without waiting for the end of the turn: for whoever is alone and waits."""
-        if not (self._blocked or self._queue or self._lanes):
+        if not (self.is_blocked or self._queue or self._lanes):
             self._write_alone(message)
             return False
         waits = self.put(message, lane)
@@ -242,11 +248,11 @@ class Outbox:
 
     def written(self) -> None:
         """The transport has taken what it kept."""
-        self._blocked = False
+        self.is_blocked = False
         if self._raw:
             frames, self._raw = self._raw, []
-            self._blocked = not self._sink.write(frames)
-        if not self._blocked:
+            self.is_blocked = not self._sink.write(frames)
+        if not self.is_blocked:
             self._call_written()
         self.flush()
 
@@ -257,13 +263,13 @@ class Outbox:
         """
         self.corked = False
         queue = self._queue
-        if len(queue) == 1 and not (self._lanes or self._blocked or self._was_full):
+        if len(queue) == 1 and not (self._lanes or self.is_blocked or self._was_full):
             self._queue = []
             self.size = 0
             self._write_alone(queue[0])
         elif queue or self._lanes:
             self.flush()
-            if self._blocked and len(self._queue) + len(self._lanes) > MAX_UNREAD:
+            if self.is_blocked and len(self._queue) + len(self._lanes) > MAX_UNREAD:
                 raise RemoteProtocolError(
                     f"the other side keeps asking but reads no answers: {len(self._queue)} "
                     f"messages wait for it, more than {MAX_UNREAD} allowed"
@@ -279,11 +285,11 @@ class Outbox:
     def flush(self) -> None:
         """Write until nothing is left, the transport is full, or others should have a turn."""
         written = 0
-        while not self._blocked:
+        while not self.is_blocked:
             if self._queue:
                 frame = self._next_frame()
                 written += len(frame)
-                self._blocked = not self._sink.write((frame,))
+                self.is_blocked = not self._sink.write((frame,))
             elif self._lanes:
                 if written >= TURN_SIZE:
                     self._schedule()
@@ -292,8 +298,10 @@ class Outbox:
             else:
                 break
         self.bytes_sent += written
-        if self._on_written and not self._blocked:
-            self._call_written()
+        if not self.is_blocked:
+            self.unread = 0
+            if self._on_written:
+                self._call_written()
         if self._was_full and self.size < self.limit:
             self._was_full = False
             self._on_room()
@@ -330,7 +338,7 @@ class Outbox:
         """Write one message that nothing stands before or behind."""
         frame = frame_header(len(message)) + message
         self.bytes_sent += len(frame)
-        self._blocked = not self._sink.write((frame,))
+        self.is_blocked = not self._sink.write((frame,))
 
     def _next_frame(self) -> bytes:
         """All that waits, or as much of it as one frame may hold."""
@@ -373,7 +381,7 @@ class Outbox:
         size = sum(map(len, part))
         self.size -= size
         frame = frame_header(len(envelope), size) + envelope
-        self._blocked = not self._sink.write([frame, *part])
+        self.is_blocked = not self._sink.write([frame, *part])
         if outgoing.finished:
             self._finish(transfer)
         return len(frame) + size
@@ -383,7 +391,7 @@ class Outbox:
         self._queue += self._lanes.leave(transfer)
         if transfer.done is None:
             return
-        if self._blocked:
+        if self.is_blocked:
             self._on_written.append(transfer.done)  # the transport still reads the buffers
         else:
             transfer.done()

@@ -49,13 +49,22 @@ class ProgressRelay:
             return
         try:
             waiting = self._context.run(self._on_progress, update)
-        except Exception as error:  # noqa: BLE001 - handed to the caller, whose function it is
-            self._answer.set_exception(error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the caller gets it
+            self._fail(error)
             return
         if inspect.isawaitable(waiting):
             self._delivery = self._answer.get_loop().create_task(
                 self._deliver(waiting), context=self._context
             )
+
+    def _fail(self, error: BaseException) -> None:
+        """Hand an error to the caller, whose function raised it."""
+        if isinstance(error, asyncio.CancelledError | StopIteration):
+            # A future cannot carry the one, and the other would seem to come from the caller.
+            failure = RuntimeError(f"on_progress raised {type(error).__name__}")
+            failure.__cause__ = error
+            error = failure
+        self._answer.set_exception(error)
 
     async def run(self) -> Any:
         """Wait for the answer, and for what has to be told before it.

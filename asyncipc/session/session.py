@@ -147,7 +147,8 @@ class Session:
             in which the request waits to be sent. Inside a handler the call gets at most the time
             that the handler's own caller still waits, unless it is None.
         :param on_progress: called with a `Progress` for each update, in order and before the
-            result; an ``async def`` is awaited. What it raises ends the call.
+            result; an ``async def`` is awaited, and the result waits for it, beyond the timeout if
+            need be. What it raises ends the call.
         :param metadata: travels along; the handler finds it in ``call.metadata``
         :returns: the result
         :raises RemoteError: the handler raised; its subclasses say what was wrong. Exceptions of

@@ -196,7 +196,7 @@ class TlsTransport(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=1, low=0)  # with 0 it would always pause
 
-    def get_buffer(self, _sizehint: int) -> memoryview:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         if self._receiver is None or self._closed:
             self._spare = memoryview(bytearray(_SPARE_SIZE))
             return self._spare

@@ -13,11 +13,19 @@ from typing import Any, Self
 import msgpack
 
 from asyncipc import Call, Peer, Session, memory_pair
+from asyncipc.wire.framing import HEADER_SIZE, MAGIC
+from tests.raw_client import frame, hello
 
 KIB = 1024
 MIB = 1024 * KIB
 
-MAGIC = b"\xf3\x4a\x9d\xe2"
+# What a peer by hand announces.
+LIMITS = {
+    "max_frame": MIB,
+    "max_message": 1024 * MIB,
+    "max_requests": 1024,
+    "notification_credit": MIB,
+}
 
 TRANSPORTS = ("memory", "socketpair", "unix", "pipes")
 
@@ -185,20 +193,8 @@ class RawPeer:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         raw = cls(reader, writer)
         try:
-            hello = {
-                "versions": [1, 1],
-                "instance": bytes(16),
-                "codec": "msgpack",
-                "features": [],
-                "limits": {
-                    "max_frame": MIB,
-                    "max_message": 1024 * MIB,
-                    "max_requests": 1024,
-                    "notification_credit": MIB,
-                    **limits,
-                },
-            }
-            raw.send([0, hello])
+            announced = {**LIMITS, **limits}
+            raw.send(hello(limits=announced))
             async with peer.wrap(theirs) as session:
                 assert (await raw.receive())[0] == 0
                 yield raw, session
@@ -210,12 +206,12 @@ class RawPeer:
 
     def send(self, *messages: list[Any], attached: bytes = b"") -> None:
         """Send each message in a frame of its own, all in one piece."""
-        self.writer.write(b"".join(frame(msgpack.packb(each), attached) for each in messages))
+        self.writer.write(b"".join(frame(each, attached) for each in messages))
 
     async def receive(self) -> list[Any]:
         """The next message; attached bytes stand at its end."""
         if not self._messages:
-            header = await self.reader.readexactly(12)
+            header = await self.reader.readexactly(HEADER_SIZE)
             magic, size, attached = struct.unpack(">4sII", header)
             assert magic == MAGIC
             message = msgpack.unpackb(await self.reader.readexactly(size), strict_map_key=False)
@@ -240,7 +236,3 @@ class RawPeer:
 
     def close(self) -> None:
         self.writer.close()
-
-
-def frame(envelope: bytes, attached: bytes = b"") -> bytes:
-    return struct.pack(">4sII", MAGIC, len(envelope), len(attached)) + envelope + attached

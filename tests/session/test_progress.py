@@ -456,9 +456,11 @@ async def test_a_flood_towards_one_who_does_not_read_is_bounded(way: str) -> Non
         raw.send([REQUEST, 2, way, [40_000], None])
         ended = False
         last = -1
-        # Nothing is read until the outbox has filled up.
-        while session.statistics().outbox_size < 64 * KIB:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0)
+        # Nothing is read until the outbox has filled up, or all has been said.
+        await until(
+            lambda: session.statistics().outbox_size >= 64 * KIB
+            or (session.statistics().requests_served and not session.statistics().running)
+        )
         largest = 0
         while not ended:
             largest = max(largest, session.statistics().outbox_size)

@@ -1,0 +1,124 @@
+"""Progress on its way from a handler to the caller.
+
+Sent at once while there is room in the outbox; otherwise, and from other threads when many wait,
+only the latest of each call is kept, so that a chatty handler cannot fill the memory.
+
+Layer 2, inside the session. Above: dispatch. Below: wire.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from typing import Any, Final
+
+from asyncipc.errors import FrameTooLarge
+from asyncipc.session.context import Call, Progress
+from asyncipc.session.outbox import Outbox
+from asyncipc.wire.codec import Codec
+from asyncipc.wire.messages import PROGRESS
+
+__all__ = ["ProgressSender"]
+
+logger = logging.getLogger("asyncipc")
+
+# Updates that threads may have sent before the loop looks at them; then only the latest of each
+# call is kept.
+MAX_FROM_THREADS: Final = 1024
+
+# Held for a moment each time; one lock does for all sessions.
+_waiting_updates: Final = threading.Lock()
+
+
+class ProgressSender:
+    """The progress of the calls that one session serves.
+
+    :ivar held: the latest of each lane, while the outbox is full
+    """
+
+    __slots__ = ("_encode", "_from_threads", "_loop", "_outbox", "_room", "held")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self._from_threads: list[tuple[Call, Progress]] = []
+        self._room: tuple[asyncio.Future[None], ...] = ()
+        self.held: dict[int, bytes] = {}
+
+    def open(self, codec: Codec) -> None:
+        """Begin to send."""
+        self._encode = codec.encode
+
+    def send(self, call: Call, update: Progress) -> None:
+        """Send progress in the call's lane, or keep the latest while the outbox is full."""
+        if call.finished:
+            return
+        lane = call.wire_id + 1
+        data = self._encode([PROGRESS, lane, update.done, update.total, update.message], [])
+        if len(data) > self._outbox.inline_size:
+            self._outbox.check_size(data, ())
+        if self._outbox.full:
+            self.held[lane] = data
+        else:
+            self._put(lane, data)
+
+    def send_from_thread(self, call: Call, update: Progress) -> None:
+        """`send` from another thread; only the latest of a call while many wait."""
+        with _waiting_updates:
+            waiting = self._from_threads
+            if len(waiting) < MAX_FROM_THREADS:
+                waiting.append((call, update))
+            else:
+                latest = next((at for at in _backwards(waiting) if waiting[at][0] is call), None)
+                if latest is None:
+                    waiting.append((call, update))
+                else:
+                    waiting[latest] = (call, update)
+            if len(waiting) > 1:
+                return
+        # RuntimeError: the loop is closed, and with it the session.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take_from_threads)
+
+    def _take_from_threads(self) -> None:
+        with _waiting_updates:
+            waiting, self._from_threads = self._from_threads, []
+        for call, update in waiting:
+            try:
+                self.send(call, update)
+            except FrameTooLarge as error:
+                logger.warning("progress of %r was dropped: %s", call.method, error)
+
+    def room_again(self) -> None:
+        """The outbox is no longer full: what was held back may go."""
+        held, self.held = self.held, {}
+        for lane, data in held.items():
+            self._put(lane, data)
+        waiting, self._room = self._room, ()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def room(self) -> None:
+        """Wait until the outbox is no longer full, or the session is over."""
+        if self._outbox.full:
+            future = self._loop.create_future()
+            self._room += (future,)
+            await future
+
+    def release(self, call: Call) -> None:
+        """A call ends: what was held back of it goes first."""
+        lane = call.wire_id + 1
+        data = self.held.pop(lane, None)
+        if data is not None:
+            self._put(lane, data)
+
+    def _put(self, lane: int, data: bytes) -> None:
+        if len(data) > self._outbox.inline_size:
+            self._outbox.put_large([data], lane)
+        else:
+            self._outbox.put(data, lane)
+
+
+def _backwards(items: list[Any]) -> range:
+    return range(len(items) - 1, -1, -1)
