@@ -38,11 +38,20 @@ class ListeningSocket:
     def __init__(self, sock: socket.socket, path: "_OwnedPath | None" = None) -> None:
         self.sock = sock
         self._path = path
+        _listening.add(self)
 
     def close(self) -> None:
         """Stop listening and give the path back. May be called twice."""
+        _listening.discard(self)
         if self._path is not None:
             self._path.release()
+            self._path = None
+        self.sock.close()
+
+    def let_go(self) -> None:
+        """Close it in a forked copy of the process; the server, and the path, are not its own."""
+        if self._path is not None:
+            self._path.drop_lock()
             self._path = None
         self.sock.close()
 
@@ -51,6 +60,20 @@ class ListeningSocket:
         if self._path is not None:
             warnings.warn(f"unclosed {self.sock!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
+
+
+# All that are open in this process.
+_listening: weakref.WeakSet[ListeningSocket] = weakref.WeakSet()
+
+
+def _let_go_in_forked_process() -> None:
+    # Copies of the descriptors would keep the path taken, and clients waiting, when the server is
+    # long dead.
+    for listening in tuple(_listening):
+        listening.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_forked_process)
 
 
 def listen_unix(address: UnixAddress, mode: int) -> ListeningSocket:
@@ -144,9 +167,7 @@ class _OwnedPath:
         self._path = path
         self._lock_path = f"{path}.lock"
         self._socket_id: tuple[int, int] | None = None
-        self._owner = os.getpid()
         self._lock = self._take_lock()
-        _owned.add(self)
 
     def _take_lock(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -196,33 +217,15 @@ class _OwnedPath:
 
     def release(self) -> None:
         """Remove our socket, unless the path is somebody else's by now, and let go of the lock."""
-        _owned.discard(self)
-        # A forked copy of this process may come here too, on its way out: it owns nothing.
-        if os.getpid() == self._owner:
-            if self._socket_id is not None:
-                _unlink_if(self._path, self._socket_id)
-            # Before the lock is let go: who opens the file meanwhile finds that it is gone.
-            _unlink_if(self._lock_path, _id_of(os.fstat(self._lock)))
+        if self._socket_id is not None:
+            _unlink_if(self._path, self._socket_id)
+        # Before the lock is let go: who opens the file meanwhile finds that it is gone.
+        _unlink_if(self._lock_path, _id_of(os.fstat(self._lock)))
         self.drop_lock()
 
     def drop_lock(self) -> None:
         """Close the lock's descriptor here; the lock stands while another process has a copy."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-
-# Those of this process that are not released.
-_owned: weakref.WeakSet[_OwnedPath] = weakref.WeakSet()
-
-
-def _drop_locks_in_forked_process() -> None:
-    # The copy of a descriptor would hold the lock when the server is long dead.
-    for path in tuple(_owned):
-        path.drop_lock()
-
-
-os.register_at_fork(after_in_child=_drop_locks_in_forked_process)
+        os.close(self._lock)
 
 
 def _unlink_if(path: str, file_id: tuple[int, int]) -> None:

@@ -208,7 +208,8 @@ class Connection:
         outbox.corked = True
         try:
             self._decoder.advance(count)
-            outbox.uncork()
+            if outbox.size:
+                outbox.uncork()
         except ProtocolError as error:
             self._protocol_failed(error)
         except BaseException as error:

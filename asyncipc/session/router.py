@@ -88,13 +88,20 @@ class Router:
             if self._tolerates_noise:
                 return False
             raise RemoteProtocolError(f"the other side sent no message: {error}") from error
-        if attached:
-            kind = decoded[0]
-            if kind not in (messages.BEGIN, messages.PART):
-                raise RemoteProtocolError(
-                    f"the other side attached {attached} bytes to a message of kind {shown(kind)}; "
-                    "only begin and part take any"
-                )
+        kind = decoded[0]
+        if not attached:
+            # The commonest frames hold one message alone.
+            if kind == REPLY:
+                self._answered(decoded)
+                return True
+            if kind == REQUEST:
+                self._requested(decoded)
+                return True
+        elif kind not in (messages.BEGIN, messages.PART):
+            raise RemoteProtocolError(
+                f"the other side attached {attached} bytes to a message of kind {shown(kind)}; "
+                "only begin and part take any"
+            )
         self._route(decoded, len(data))
         if attached and self._assembler is not None:
             self._assembler.expect(attached)

@@ -24,7 +24,7 @@ __all__ = ["LargeBytes", "new_large_bytes"]
 # when it is written to.
 GROWTH: Final = 4
 SOME: Final = 512 * 1024
-RESERVE: Final = 64 * 1024 * 1024
+RESERVE: Final = 256 * 1024 * 1024
 
 MADV_HUGEPAGE: Final = 14
 PAGE: Final = 4096

@@ -215,32 +215,47 @@ async def test_a_lock_that_is_a_link(path: Path, peer: Peer) -> None:
     assert not precious.exists()
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-def test_a_fork_neither_holds_the_lock_nor_removes_the_socket(leaves: bool, path: Path) -> None:
-    """Also when it leaves the ``async with`` of the server, as on its way out."""
-    address = UnixAddress(str(path))
-    first = listening.listen_unix(address, 0o600)
+@contextlib.contextmanager
+def forked(in_child: Callable[[], object]) -> Iterator[None]:
+    """A copy of this process that does something and then lives on, till the end of the block."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         pid = os.fork()
         if pid == 0:
             try:
-                if leaves:
-                    first.close()
-                theirs.send(b"x")
-                theirs.recv(1)  # lives until the parent is done
+                in_child()
             finally:
+                theirs.send(b"done")
+                theirs.recv(1)
                 os._exit(0)
         try:
-            ours.recv(1)
-            assert path.exists()
-            assert lock_of(path).exists()
-            first.close()
-            second = listening.listen_unix(address, 0o600)
-            second.close()
+            assert ours.recv(4) == b"done"
+            yield
         finally:
             ours.send(b"x")
             os.waitpid(pid, 0)
+
+
+def test_a_fork_does_not_remove_the_socket(path: Path) -> None:
+    """When it leaves the ``async with`` of the server, as on its way out."""
+    server = listening.listen_unix(UnixAddress(str(path)), 0o600)
+    with forked(server.close):
+        assert path.exists()
+        assert lock_of(path).exists()
+        server.close()
+        assert os.listdir(path.parent) == []
+
+
+def test_a_fork_does_not_hold_the_path(path: Path) -> None:
+    """The server is killed, its fork lives on."""
+    address = UnixAddress(str(path))
+    killed = listening.listen_unix(address, 0o600)
+    with forked(lambda: None):
+        killed.sock.close()
+        assert killed._path is not None
+        killed._path.drop_lock()
+        listening.listen_unix(address, 0o600).close()
+    killed._path = None
 
 
 def test_a_listening_socket_that_was_dropped_gives_the_path_back(path: Path) -> None:

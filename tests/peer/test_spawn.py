@@ -190,6 +190,15 @@ async def test_a_child_that_exits_at_once(peer: Peer) -> None:
     assert info.value.stderr_tail == "what went wrong\n"
 
 
+async def test_all_that_it_wrote_is_known(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what the loop had not come to read when it died."""
+    monkeypatch.setattr("asyncipc.process.stderr.READ_SIZE", 100)
+    flood = "head -c 60000 /dev/zero | tr '\\0' x >&2; echo the end >&2; exit 7"
+    with pytest.raises(PeerDied) as info:
+        await peer.spawn(["sh", "-c", flood], stderr="capture")
+    assert info.value.stderr_tail.endswith("xxxthe end\n")
+
+
 async def test_a_child_that_is_killed_at_once(peer: Peer) -> None:
     with pytest.raises(PeerDied, match="killed by SIGSEGV") as info:
         await peer.spawn(["sh", "-c", "kill -SEGV $$"])
@@ -395,8 +404,9 @@ async def main():
         for fd in range(3):
             os.close(fd)
         for channel in ("stdio", "socketpair"):
-            async with Peer().spawn(CHILD, channel=channel, stderr="capture") as session:
-                print(await session.request("echo", [channel]), file=result)
+            for stderr in ("capture", None):
+                async with Peer().spawn(CHILD, channel=channel, stderr=stderr) as session:
+                    print(await session.request("echo", [channel]), file=result)
 
 asyncio.run(main())
 """
@@ -406,4 +416,4 @@ def test_a_parent_without_standard_streams(tmp_path: Path) -> None:
     """What it opens gets their numbers, where its child will have its own."""
     result = tmp_path / "result"
     subprocess.run(python(PARENT_WITHOUT_STREAMS, str(result)), timeout=20, check=False)
-    assert result.read_text() == "stdio\nsocketpair\n"
+    assert result.read_text().split() == ["stdio", "stdio", "socketpair", "socketpair"]

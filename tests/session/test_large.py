@@ -196,7 +196,7 @@ async def test_what_is_too_large_is_found_before_anything_is_sent() -> None:
     async with joined(Peer(), peer) as (session, other):
         await session.ping()
         before = session.statistics()
-        with pytest.raises(FrameTooLarge, match=r"has 1048\d+ bytes; .* max_message is 1048576"):
+        with pytest.raises(FrameTooLarge, match=r"has 1048\d+ bytes; .*max_message is 1048576"):
             await session.request("echo", bytes(MIB))
         with pytest.raises(FrameTooLarge):
             await session.notify("echo", [bytes(600_000), bytes(600_000)])
