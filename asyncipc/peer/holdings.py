@@ -6,6 +6,7 @@ Layer 3, inside the peer. Below: session.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Holdings:
                 on_open(session)
 
         self._unclosed.add(session)
-        session.on_close(lambda _: self._forget(session))
+        session.on_close(partial(self._forget, session))
         await session.start(stands)
         return session
 
@@ -60,6 +61,6 @@ class Holdings:
         sessions = [session.aclose() for session in self._unclosed]
         await asyncio.shield(asyncio.gather(*servers, *sessions))
 
-    def _forget(self, session: Session) -> None:
+    def _forget(self, session: Session, _reason: object) -> None:
         self._unclosed.discard(session)
         self.sessions.discard(session)

@@ -120,13 +120,13 @@ class Peer(Handlers):
         """Connect to a listening peer.
 
         :param address: ``unix:/run/app.sock``, ``tcp:host:port``, ``fd:3`` (a connected stream
-            socket), or ``exec:program arguments`` (as `spawn`)
+            socket, which is taken over), or ``exec:program arguments`` (as `spawn`)
         :param tls: a client-side context, for TCP
         :param token: the secret that the listener asks for
         :param retry_for: seconds for which to try again while nobody listens yet
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
         :raises AddressError: the address cannot be understood
-        :raises OSError: nobody listens there
+        :raises OSError: nobody listens there; `TimeoutError` where it takes too long to find out
         :raises RemoteProtocolError: who listens there does not speak this protocol, or no common
             version of it; `HandshakeTimeout` where no hello came in time
         :raises AuthenticationError: the token was not accepted, or is missing
@@ -164,13 +164,14 @@ class Peer(Handlers):
         :param stderr: None: as this process's; ``"capture"``: kept, a bounded end of it, for error
             messages; a function: called with each line; a logger: gets each line
         :param channel: ``"stdio"`` for programs in any language, or ``"socketpair"``, which only
-            a child that uses this library finds, and which leaves its stdio alone
+            a child that uses this library finds; its output is that of this process then, and its
+            input is empty
         :returns: to be awaited for a `Session` with a ``process``, or used in ``async with``
         :raises FileNotFoundError: there is no such program
         :raises PermissionError: it may not be executed
         :raises PeerDied: it exited before a session stood; with its exit code and stderr
         :raises RemoteProtocolError: it does not speak this protocol; `HandshakeTimeout` where it
-            said nothing
+            said nothing. What it wrote to stderr is in the error's notes.
         """
         return Opening(self._spawn(argv, env, cwd, stderr, channel))
 
@@ -191,10 +192,14 @@ class Peer(Handlers):
         Both ends wrap theirs; neither is the listener. The session owns the streams from now on.
 
         :param reader: an asyncio ``StreamReader``, an anyio ``ByteStream`` or receive half, a
-            socket, a file descriptor (taken over), or anything with a ``fileno()`` (copied)
+            socket, a file descriptor, or a file, pipe end or other object with ``fileno()`` and
+            ``close()`` (it is closed; the session has a copy of its descriptor)
         :param writer: its counterpart; None where ``reader`` goes both ways
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
         :raises TypeError: the two do not make a pair of byte streams
+        :raises OSError: a descriptor is not open
+        :raises RemoteProtocolError: the other side does not speak this protocol, and so on as for
+            `connect`
         """
         return Opening(self._wrap(reader, writer))
 
@@ -211,7 +216,8 @@ class Peer(Handlers):
     ) -> Opening[Server]:
         """Listen for sessions.
 
-        :param address: ``unix:/run/app.sock``, ``unix:@name`` or ``tcp:host:port`` (port 0: any)
+        :param address: ``unix:/run/app.sock``, ``unix:@name`` or ``tcp:host:port`` (port 0: any;
+            of the addresses that a name has, the first that this machine can use)
         :param tls: a server-side context, for TCP
         :param token: a secret that who connects must know; it never crosses the wire
         :param insecure: listen on TCP to whoever can reach the port. Otherwise TCP needs a token

@@ -104,7 +104,7 @@ class Calls:
         self._progress: dict[int, Callable[[Progress], None]] = {}
         self._unsent: dict[int, Transfer | bytes] = {}  # requests that may not have left yet
         self._depths: dict[int, int] = {}  # of nested calls only
-        self._gates: dict[int, Gate] = {}  # of nested calls only, by depth
+        self._gates: dict[int, Gate] | None = None  # of nested calls only, by depth
         self._max_requests = 0
         self._request_gate = Gate(loop, self._has_slot)
         self.requests: int = 0
@@ -279,6 +279,8 @@ class Calls:
     ) -> tuple[Gate | None, float | None]:
         gate = self._request_gate
         if depth:
+            if self._gates is None:
+                self._gates = {}
             gate = self._gates.get(depth) or Gate(self._loop, partial(self._slot_at, depth))
             self._gates[depth] = gate
         if not gate.waiting and self._slot_at(depth):
@@ -337,7 +339,7 @@ class Calls:
         """A call is over on the wire: its slot is free."""
         self._unsent.pop(answer_id, None)
         depth = self._depths.pop(answer_id, 0)
-        gate = self._gates.get(depth) if depth else self._request_gate
+        gate = self._gates.get(depth) if depth and self._gates else self._request_gate
         if gate is not None and gate.waiting:
             gate.update()
 
@@ -365,12 +367,11 @@ class Calls:
     @property
     def queued(self) -> int:
         """Calls that wait for a slot or for room in the outbox."""
-        return sum(gate.waiting for gate in (self._request_gate, *self._gates.values()))
+        return sum(gate.waiting for gate in self._all_gates())
 
     def update_gates(self) -> None:
         """There is room in the outbox again."""
-        self._request_gate.update()
-        for gate in list(self._gates.values()):
+        for gate in self._all_gates():
             gate.update()
 
     def close(self, make_error: Callable[[], Exception]) -> None:
@@ -387,8 +388,11 @@ class Calls:
 
     def fail_waiting(self, make_error: Callable[[], Exception]) -> None:
         """Calls that wait to be sent will not be."""
-        for gate in (self._request_gate, *self._gates.values()):
+        for gate in self._all_gates():
             gate.fail(make_error)
+
+    def _all_gates(self) -> list[Gate]:
+        return [self._request_gate, *(self._gates or {}).values()]
 
 
 def _timed_out(method: str, timeout: float | None, how: str = "") -> RequestTimeout:

@@ -119,6 +119,10 @@ class Dispatch:
         self._codec = codec
         self.progress.open(codec)
 
+    def serve_with(self, handlers: HandlerChain) -> None:
+        """From now on, ask these."""
+        self._handlers_of = handlers.for_request
+
     # -- requests --------------------------------------------------------------------------
 
     def request(self, message: list[Any]) -> None:  # noqa: C901, PLR0912 - hot path

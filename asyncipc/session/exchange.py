@@ -104,6 +104,11 @@ class Exchange:
         self.outbox.open(codec, max_frame=limits.max_frame, max_message=limits.max_message)
         return self.router
 
+    def serve_with(self, handlers: HandlerChain) -> None:
+        """From now on, ask these."""
+        self.dispatch.serve_with(handlers)
+        self.incoming_notifications.serve_with(handlers)
+
     def say_goodbye(self, code: GoodbyeCode, reason: str) -> None:
         """Tell the other side that this one ends the session, and what it has taken."""
         goodbye = [GOODBYE, self.dispatch.last_accepted, int(code), reason]

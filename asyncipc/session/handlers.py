@@ -168,11 +168,18 @@ class Handlers:
     ``NotImplemented`` passes the call on to the next.
     """
 
-    __slots__ = ("notifications", "requests")
+    __slots__ = ("_chain", "notifications", "requests")
 
     def __init__(self) -> None:
         self.requests: HandlerTable = HandlerTable()
         self.notifications: HandlerTable = HandlerTable()
+        self._chain: HandlerChain | None = None
+
+    def chain(self) -> "HandlerChain":
+        """The chain that all sessions without handlers of their own share."""
+        if self._chain is None:
+            self._chain = HandlerChain(Handlers(), self)
+        return self._chain
 
     @property
     def on_request(self) -> HandlerDecorator:

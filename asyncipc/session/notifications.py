@@ -179,6 +179,10 @@ class NotificationReceiver:
         """Begin to give credit."""
         self._encode = codec.encode
 
+    def serve_with(self, handlers: HandlerChain) -> None:
+        """From now on, ask these."""
+        self._handlers = handlers
+
     def receive(self, message: list[Any]) -> None:
         """A notification came."""
         if len(message) != 3 or message[1].__class__ is not str:

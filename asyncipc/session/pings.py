@@ -23,7 +23,7 @@ class Pings:
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._waiting: dict[int, asyncio.Future[None]] | None = None  # made for the first ping
         self._next = 0
 
     def open(self, codec: Codec) -> None:
@@ -34,6 +34,8 @@ class Pings:
         """Ask for a sign of life; see `asyncipc.Session.ping`."""
         self._next += 1
         token = self._next
+        if self._waiting is None:
+            self._waiting = {}
         self._waiting[token] = pong = self._loop.create_future()
         started = time.perf_counter()
         self._outbox.put_now(self._encode([PING, token], []))
@@ -52,12 +54,12 @@ class Pings:
 
     def receive_pong(self, token: int) -> None:
         """The other side answers; late, it is dropped."""
-        pong = self._waiting.get(token)
+        pong = self._waiting.get(token) if self._waiting else None
         if pong is not None and not pong.done():
             pong.set_result(None)
 
     def close(self, make_error: Callable[[], Exception]) -> None:
         """The session is over."""
-        for pong in self._waiting.values():
+        for pong in (self._waiting or {}).values():
             if not pong.done():
                 pong.set_exception(make_error())

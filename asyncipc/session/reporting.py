@@ -41,7 +41,7 @@ class ProgressSender:
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._from_threads: list[tuple[Call, Progress]] = []
+        self._from_threads: list[tuple[Call, Progress]] | None = None
         self._room: tuple[asyncio.Future[None], ...] = ()
         self.held: dict[int, bytes] = {}
 
@@ -65,6 +65,8 @@ class ProgressSender:
     def send_from_thread(self, call: Call, update: Progress) -> None:
         """`send` from another thread; only the latest of a call while many wait."""
         with _waiting_updates:
+            if self._from_threads is None:
+                self._from_threads = []
             waiting = self._from_threads
             if len(waiting) < MAX_FROM_THREADS:
                 waiting.append((call, update))
@@ -82,8 +84,8 @@ class ProgressSender:
 
     def _take_from_threads(self) -> None:
         with _waiting_updates:
-            waiting, self._from_threads = self._from_threads, []
-        for call, update in waiting:
+            waiting, self._from_threads = self._from_threads, None
+        for call, update in waiting or ():
             try:
                 self.send(call, update)
             except FrameTooLarge as error:

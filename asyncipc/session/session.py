@@ -80,7 +80,7 @@ class Session:
     to one event loop, and are used from its thread. ``async with`` closes the session at the end.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_handlers", "process")
+    __slots__ = ("__weakref__", "_connection", "_handlers", "_peer_handlers", "process")
 
     def __init__(
         self,
@@ -91,12 +91,13 @@ class Session:
         *,
         token: bytes | None = None,
     ) -> None:
-        self._handlers = Handlers()
+        self._peer_handlers = handlers
+        self._handlers: Handlers | None = None  # made for the first of this session's own
         self._connection = Connection(
             transport,
             role,
             settings,
-            HandlerChain(self._handlers, handlers),
+            handlers.chain(),
             self,
             token=token,
         )
@@ -207,20 +208,27 @@ class Session:
     @property
     def on_request(self) -> HandlerDecorator:
         """`Peer.on_request`, for this session alone; asked before the peer's handlers."""
-        return self._handlers.on_request
+        return self._own_handlers().on_request
 
     @property
     def on_notification(self) -> HandlerDecorator:
         """`Peer.on_notification`, for this session alone; asked before the peer's handlers."""
-        return self._handlers.on_notification
+        return self._own_handlers().on_notification
 
     def register(self, provider: HandlerProvider) -> None:
         """`Peer.register`, for this session alone."""
-        self._handlers.register(provider)
+        self._own_handlers().register(provider)
 
     def remove(self, target: object) -> None:
         """Take handlers of this session alone off again; see `Peer.remove`."""
-        self._handlers.remove(target)
+        self._own_handlers().remove(target)
+
+    def _own_handlers(self) -> Handlers:
+        if self._handlers is None:
+            self._handlers = Handlers()
+            chain = HandlerChain(self._handlers, self._peer_handlers)
+            self._connection.exchange.serve_with(chain)
+        return self._handlers
 
     # -- life ------------------------------------------------------------------------------
 

@@ -20,9 +20,11 @@ __all__ = [
     "REPLY",
     "SAYS_WHY",
     "SESSION",
+    "Hold",
     "Outcome",
     "StrangeServer",
     "echoing",
+    "holding",
     "run",
     "socket_path",
     "strange_server",
@@ -49,6 +51,26 @@ def echoing(**options: Any) -> Peer:
         return value
 
     return peer
+
+
+class Hold:
+    """A handler that has begun, and waits."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.started.set()
+        await self.released.wait()
+        return "released"
+
+
+def holding() -> tuple[Peer, Hold]:
+    """A peer that answers ``hold`` when it is told to."""
+    peer, hold = Peer(), Hold()
+    peer.on_request("hold")(hold)
+    return peer, hold
 
 
 @contextlib.asynccontextmanager

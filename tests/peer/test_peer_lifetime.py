@@ -14,7 +14,7 @@ import pytest
 
 import asyncipc
 from asyncipc import Peer, Session, Timeouts, memory_pair
-from tests.peer.support import echoing, socket_path
+from tests.peer.support import echoing, holding, socket_path
 
 
 async def test_a_peer_closes_what_it_opened(path: Path) -> None:
@@ -54,22 +54,23 @@ async def test_a_peer_that_opened_nothing() -> None:
 
 
 async def test_closing_goes_on_when_its_caller_is_cancelled(path: Path) -> None:
-    """Also where it is cancelled at once, as in a scope that is cancelled already."""
+    peer, hold = holding()
+    server = await peer.serve(f"unix:{path}")
+    client = await Peer().connect(server.address)
+    session = await peer.connect(server.address)
+    waiting = asyncio.create_task(client.request("hold"))
+    await hold.started.wait()
+    closing = asyncio.create_task(peer.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    hold.released.set()
     async with asyncio.timeout(5):
-        for delay in (0, 1, 2):
-            peer = echoing()
-            server = await peer.serve(f"unix:{path}")
-            session = await peer.connect(server.address)
-            closing = asyncio.create_task(peer.aclose())
-            for _ in range(delay):
-                await asyncio.sleep(0)
-            # Not before its first step: what has not begun cannot go on.
-            if delay:
-                closing.cancel()
-            await asyncio.wait([closing])
-            await server.wait_closed()
-            await session.wait_closed()
-            assert closing.cancelled() is bool(delay)
+        assert await waiting == "released"
+        await server.wait_closed()
+        await session.wait_closed()
+        await client.wait_closed()
 
 
 async def test_a_handler_closes_its_peer() -> None:

@@ -21,6 +21,7 @@ from asyncipc import (
     PeerDied,
     Server,
     Session,
+    SessionClosed,
     Timeouts,
 )
 from asyncipc.peer.address import TcpAddress
@@ -272,6 +273,19 @@ async def test_sessions_from_the_network_have_lower_limits() -> None:
         ):
             (accepted,) = server.sessions
             assert accepted._connection.settings.limits == expected
+
+
+async def test_one_session_too_many() -> None:
+    """The reason arrives, although what the client said was never read."""
+    peer = echoing(limits=Limits(max_sessions=1))
+    async with (
+        peer.serve("tcp:127.0.0.1:0", token=SECRET) as server,
+        Peer().connect(server.address, token=SECRET) as first,
+    ):
+        for _ in range(5):
+            with pytest.raises(SessionClosed, match="max_sessions, which is 1"):
+                await Peer().connect(server.address, token=SECRET)
+        assert await first.request("echo", [1]) == 1
 
 
 # What crosses

@@ -28,7 +28,7 @@ from asyncipc import (
 from asyncipc.peer import listening
 from asyncipc.peer import server as server_module
 from asyncipc.peer.address import UnixAddress
-from tests.peer.support import echoing
+from tests.peer.support import echoing, holding
 from tests.raw_client import RawClient, hello
 
 
@@ -557,15 +557,20 @@ async def test_closing_twice_and_at_the_same_time(path: Path, peer: Peer) -> Non
             await server.aclose()
 
 
-async def test_closing_goes_on_when_its_caller_is_cancelled(path: Path, peer: Peer) -> None:
+async def test_closing_goes_on_when_its_caller_is_cancelled(path: Path) -> None:
+    peer, hold = holding()
     server = await peer.serve(f"unix:{path}")
-    async with peer.connect(server.address) as session:
+    async with Peer().connect(server.address) as session:
+        waiting = asyncio.create_task(session.request("hold"))
+        await hold.started.wait()
         closing = asyncio.create_task(server.aclose())
         await asyncio.sleep(0)
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
+        hold.released.set()
         async with asyncio.timeout(5):
+            assert await waiting == "released"
             await server.wait_closed()
             await session.wait_closed()
 

@@ -395,8 +395,8 @@ async def test_one_child_too_many(peer: Peer, monkeypatch: pytest.MonkeyPatch) -
 
 
 PARENT_WITHOUT_STREAMS = """
-import asyncio, os, sys
-from asyncipc import Peer
+import asyncio, contextlib, os, sys
+from asyncipc import Peer, RemoteError
 from tests.child import CHILD
 
 async def main():
@@ -406,6 +406,8 @@ async def main():
         for channel in ("stdio", "socketpair"):
             for stderr in ("capture", None):
                 async with Peer().spawn(CHILD, channel=channel, stderr=stderr) as session:
+                    with contextlib.suppress(RemoteError):  # the child's output may be closed
+                        await session.request("print_everywhere")
                     print(await session.request("echo", [channel]), file=result)
 
 asyncio.run(main())

@@ -1,6 +1,7 @@
 """Flow control: the sender keeps to the other side's limits, and nothing that must pass waits."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -395,3 +396,35 @@ async def test_one_who_asks_on_and_on_and_reads_nothing_is_let_go() -> None:
             pass
         await session.wait_closed()
         assert "reads no answers" in str(session.close_reason)
+
+
+@pytest.mark.parametrize("size", [10, 30_000, 100_000])
+@pytest.mark.parametrize("over", ["socketpair", "pipes"])
+async def test_one_who_asks_on_and_on_and_reads_is_served(over: str, size: int) -> None:
+    """The outbox is never empty, but nothing stays in it."""
+    peer = Peer(limits=Limits(max_requests=16))
+
+    @peer.on_request
+    def make(size: int) -> bytes:
+        return bytes(size)
+
+    async with talking(peer, over) as session:
+
+        async def ask() -> None:
+            for _ in range(50):
+                assert len(await session.request("make", size)) == size
+
+        await asyncio.gather(*(ask() for _ in range(16)))
+
+
+async def test_answers_that_nobody_reads_are_bounded() -> None:
+    peer = Peer(limits=Limits(max_requests=16))
+    peer.on_request("make")(lambda: "x" * 20_000)
+    async with RawPeer.facing(peer) as (raw, session):
+        with contextlib.suppress(ConnectionError):
+            for number in range(1, 1000):
+                raw.send([REQUEST, 2 * number, "make", None, None])
+                await asyncio.sleep(0)
+        await session.wait_closed()
+        assert "does not read" in str(session.close_reason)
+        assert session.statistics().requests_served < 200

@@ -1,4 +1,4 @@
-"""Large messages: what else travels does not wait behind them, and what must keep its order does."""
+"""Large messages: nothing else waits behind them, and what must keep its order keeps it."""
 
 import asyncio
 import itertools
@@ -18,6 +18,10 @@ PATTERN = bytes(range(256)) * 4 + b"!"  # of no length that divides a part
 
 def pattern(size: int) -> bytes:
     return (PATTERN * (size // len(PATTERN) + 1))[:size]
+
+
+def made(size: int) -> bytes:
+    return bytes(size)
 
 
 def echoing() -> Peer:
@@ -140,8 +144,8 @@ async def test_small_calls_of_other_handlers_pass_large_replies() -> None:
 
 async def test_large_replies_take_turns() -> None:
     peer = Peer()
-    peer.on_request("make")(lambda size: bytes(size))
-    ended = []
+    peer.on_request("make")(made)
+    ended: list[int] = []
 
     async def make(size: int) -> None:
         assert len(await session.request("make", size)) == size
@@ -208,7 +212,7 @@ async def test_what_is_too_large_is_found_before_anything_is_sent() -> None:
 
 async def test_a_result_that_is_too_large_is_told_as_a_fault() -> None:
     peer = Peer()
-    peer.on_request("make")(lambda size: bytes(size))
+    peer.on_request("make")(made)
     async with talking(peer, first=Peer(limits=Limits(max_message=MIB))) as session:
         error = await failure(session.request("make", MIB))
         assert isinstance(error, RemoteError)

@@ -458,8 +458,10 @@ async def test_a_flood_towards_one_who_does_not_read_is_bounded(way: str) -> Non
         last = -1
         # Nothing is read until the outbox has filled up, or all has been said.
         await until(
-            lambda: session.statistics().outbox_size >= 64 * KIB
-            or (session.statistics().requests_served and not session.statistics().running)
+            lambda: (
+                session.statistics().outbox_size >= 64 * KIB
+                or (session.statistics().requests_served and not session.statistics().running)
+            )
         )
         largest = 0
         while not ended:
