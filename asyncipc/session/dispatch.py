@@ -151,12 +151,8 @@ class Dispatch:
             self.refusal is not None or len(self.running) >= self._max_requests
         ) and not self._accepts(call):
             return
-        if self._outbox.unread > self._max_unread:
-            raise RemoteProtocolError(
-                f"the other side keeps asking but does not read: {self._outbox.unread} answers "
-                f"wait for it, more than it may ask at once (Limits.max_requests is "
-                f"{self._max_requests})"
-            )
+        if self._outbox.is_blocked:
+            self._check_unread()
         self.last_accepted = wire_id
         self.requests += 1
         if message.__class__ is BrokenMessage or call.depth > self._max_depth:
@@ -250,6 +246,15 @@ class Dispatch:
         self.send_fault(call.wire_id, FaultCode.REFUSED, reason)
         return False
 
+    def _check_unread(self) -> None:
+        """:raises RemoteProtocolError: the other side asks on and on, and does not read"""
+        unread = self._outbox.count_answers() + len(self._replies)
+        if unread > self._max_unread:
+            raise RemoteProtocolError(
+                f"the other side keeps asking but does not read: {unread} answers wait for it, "
+                f"more than it may ask at once (Limits.max_requests is {self._max_requests})"
+            )
+
     def _take_depth(self, call: Call) -> None:
         depth = call.metadata.pop("depth")
         if depth.__class__ is not int or depth < 1:
@@ -285,7 +290,7 @@ class Dispatch:
         if not attachments and len(data) <= self._outbox.inline_size:
             self._outbox.put(data, lane)
             if self._outbox.is_blocked:
-                self._outbox.unread += 1
+                self._outbox.note_answer()
             return
         try:
             self._outbox.check_size(data, attachments)
@@ -293,7 +298,6 @@ class Dispatch:
             self._fail(call, error)
             return
         # The handler's own buffer may change as soon as the handler is called again.
-        self._outbox.unread += self._outbox.is_blocked
         owned = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in attachments]
         transfer = self._outbox.put_large(
             [data, *owned], lane, lambda: self._replies.pop(call.wire_id, None)

@@ -13,6 +13,7 @@ Layer 2, inside the session. Below: wire, transport.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
@@ -79,11 +80,11 @@ class Outbox:
     :ivar accepts_calls: the session is open for new requests and notifications
     :ivar is_blocked: the transport keeps what it was given last, because the other side does not
         read, or not as fast
-    :ivar unread: answers that wait because of that; counted by who puts them
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
     __slots__ = (
+        "_answers",
         "_encode",
         "_join",
         "_lanes",
@@ -97,6 +98,7 @@ class Outbox:
         "_raw",
         "_scheduled",
         "_sink",
+        "_taken",
         "_was_full",
         "accepts_calls",
         "bytes_sent",
@@ -105,7 +107,6 @@ class Outbox:
         "is_blocked",
         "limit",
         "size",
-        "unread",
     )
 
     def __init__(
@@ -124,7 +125,8 @@ class Outbox:
         self._on_written: list[Callable[[], object]] = []
         self._scheduled = False
         self.is_blocked: bool = False
-        self.unread: int = 0
+        self._taken = 0  # messages that have left the queue
+        self._answers: deque[int] | None = None  # where answers stand, counted like `_taken`
         self._raw: list[bytes] = []
         self._was_full = False
         self.accepts_calls: bool = False
@@ -210,6 +212,21 @@ class Outbox:
         self.flush()
         return waits
 
+    def note_answer(self) -> None:
+        """The last message put is an answer, and the transport is blocked."""
+        if self._answers is None:
+            self._answers = deque()
+        self._answers.append(self._taken + len(self._queue))
+
+    def count_answers(self) -> int:
+        """Of the answers noted, those that have not left."""
+        answers = self._answers
+        if answers is None:
+            return 0
+        while answers and answers[0] <= self._taken:
+            answers.popleft()
+        return len(answers)
+
     def put_large(
         self, segments: Sequence[Buffer], lane: int, done: Callable[[], object] | None = None
     ) -> Transfer:
@@ -265,6 +282,7 @@ class Outbox:
         queue = self._queue
         if len(queue) == 1 and not (self._lanes or self.is_blocked or self._was_full):
             self._queue = []
+            self._taken += 1
             self.size = 0
             self._write_alone(queue[0])
         elif queue or self._lanes:
@@ -299,7 +317,7 @@ class Outbox:
                 break
         self.bytes_sent += written
         if not self.is_blocked:
-            self.unread = 0
+            self._answers = None
             if self._on_written:
                 self._call_written()
         if self._was_full and self.size < self.limit:
@@ -346,9 +364,11 @@ class Outbox:
         if len(queue) == 1:
             envelope = queue[0]
             self._queue = []
+            self._taken += 1
             self.size -= len(envelope)
         elif self.size <= self._max_batch and not self._lanes:
             self._queue = []
+            self._taken += len(queue)
             self.size = 0
             envelope = self._join(queue)
         else:
@@ -365,6 +385,7 @@ class Outbox:
             size += len(message)
             taken += 1
         self._queue = queue[taken:]
+        self._taken += taken
         self.size -= size
         return queue[0] if taken == 1 else self._join(queue[:taken])
 

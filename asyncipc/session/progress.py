@@ -90,7 +90,7 @@ class ProgressRelay:
                 if not self._kept:
                     return
                 waiting = self._on_progress(self._kept.popleft())
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if self._answer.done():
-                raise
-            self._answer.set_exception(error)
+                raise  # `stop` cancelled it, or `run` waits for it
+            self._fail(error)

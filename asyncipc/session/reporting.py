@@ -20,7 +20,7 @@ from asyncipc.wire.messages import PROGRESS
 
 __all__ = ["ProgressSender"]
 
-logger = logging.getLogger("asyncipc")
+_logger = logging.getLogger("asyncipc")
 
 # Updates that threads may have sent before the loop looks at them; then only the latest of each
 # call is kept.
@@ -89,7 +89,7 @@ class ProgressSender:
             try:
                 self.send(call, update)
             except FrameTooLarge as error:
-                logger.warning("progress of %r was dropped: %s", call.method, error)
+                _logger.warning("progress of %r was dropped: %s", call.method, error)
 
     def room_again(self) -> None:
         """The outbox is no longer full: what was held back may go."""

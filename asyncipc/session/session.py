@@ -193,6 +193,7 @@ class Session:
         """Ask for a sign of life, past everything that waits; the round trip in seconds.
 
         :raises RequestTimeout: none came in time
+        :raises RequestRefused: the other side is closing the session
         :raises SessionClosed: the session has ended
         """
         connection = self._connection

@@ -354,6 +354,29 @@ async def test_what_on_progress_raises_ends_the_call() -> None:
         await until(lambda: session.statistics().pending == 0, session)
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), StopIteration()])
+async def test_what_a_future_cannot_carry(error: BaseException) -> None:
+    peer = Peer()
+
+    @peer.on_request
+    async def work(call: Call) -> None:
+        await call.progress(1)
+        await asyncio.Event().wait()
+
+    def fails(_: Progress) -> None:
+        raise error
+
+    async def fails_later(update: Progress) -> None:
+        await asyncio.sleep(0)
+        fails(update)
+
+    async with talking(peer, "memory") as session:
+        for on_progress in (fails, fails_later):
+            with pytest.raises(RuntimeError, match=r"on_progress raised|raised StopIteration"):
+                await session.request("work", on_progress=on_progress)
+        await until(lambda: session.statistics().pending == 0, session)
+
+
 async def test_what_on_progress_raises_at_the_very_end() -> None:
     async def fails(_: Progress) -> None:
         raise ZeroDivisionError("in on_progress")
