@@ -1,4 +1,4 @@
-"""Rows 6 to 10 of the list of known faults: peers that are busy, or do nothing at all.
+"""Rows 6 to 10 of `docs/faults.md`: peers that are busy, or do nothing at all.
 
 The rows are those of the list that this library was built against; each was a bug in one that
 people trust.

@@ -1,6 +1,6 @@
 """Ways to die, of children and of their parents.
 
-The rows are those of the list of known faults that this library was built against; each was a bug
+The rows are those of `docs/faults.md` that this library was built against; each was a bug
 in one that people trust.
 """
 
@@ -234,8 +234,10 @@ def test_row_12_the_end_of_a_thread_is_not_the_end_of_its_child() -> None:
 # Row 22: Ctrl-C to the whole process group
 
 INTERRUPTED = """
-import asyncio, sys, asyncipc
+import asyncio, signal, sys, asyncipc
 from tests.child import CHILD
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs with & ignores it
 
 async def main():
     async with asyncipc.Peer(timeouts=asyncipc.Timeouts(terminate=0.2)) as peer:

@@ -1,4 +1,4 @@
-"""Rows 21 and 25 of the list of known faults: sessions that are closed anywhere, and leave nothing.
+"""Rows 21 and 25 of `docs/faults.md`: sessions that are closed anywhere, and leave nothing.
 
 The rows are those of the list that this library was built against; each was a bug in one that
 people trust. More of it is in ``tests/session/test_closing.py``.

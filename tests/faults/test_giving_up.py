@@ -1,4 +1,4 @@
-"""Rows 4 and 5 of the list of known faults: callers that give up, at the worst of moments.
+"""Rows 4 and 5 of `docs/faults.md`: callers that give up, at the worst of moments.
 
 The rows are those of the list that this library was built against; each was a bug in one that
 people trust.

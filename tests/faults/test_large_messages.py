@@ -1,4 +1,4 @@
-"""Row 17 of the list of known faults: what a large message costs is linear in its size.
+"""Row 17 of `docs/faults.md`: what a large message costs is linear in its size.
 
 The rows are those of the list that this library was built against; each was a bug in one that
 people trust. How fast large messages are stands in the benchmarks.

@@ -1,4 +1,4 @@
-"""Row 1 of the list of known faults: the peer dies, and everybody who waits for it hears of it.
+"""Row 1 of `docs/faults.md`: the peer dies, and everybody who waits for it hears of it.
 
 The rows are those of the list that this library was built against; each was a bug in one that
 people trust. Children that were spawned are in ``test_child_processes.py``.
@@ -127,8 +127,9 @@ async def test_row_1_a_process_is_killed() -> None:
             asyncio.create_task(session.request("echo", bytes(64 * MIB), timeout=None)),
         ]
         await until(lambda: session.statistics().queued > 900, session)
+        process.send_signal(signal.SIGSTOP)  # so that nothing more is answered
         waiters.append(asyncio.create_task(session.ping(timeout=None)))
-        process.send_signal(signal.SIGSTOP)  # so that nothing of it is answered
+        await asyncio.sleep(0)
         process.kill()
         await told(waiters, PeerDied)
         assert isinstance(session.close_reason, PeerDied)

@@ -1,4 +1,4 @@
-"""Row 18 of the list of known faults: exceptions that resist, and those that are meant to kill.
+"""Row 18 of `docs/faults.md`: exceptions that resist, and those that are meant to kill.
 
 The rows are those of the list that this library was built against; each was a bug in one that
 people trust. More of them are in ``tests/session/test_errors.py``.

@@ -1,4 +1,4 @@
-"""Row 23 of the list of known faults: two servers on one socket path.
+"""Row 23 of `docs/faults.md`: two servers on one socket path.
 
 A live socket is never unlinked, and a dead one is no obstacle.
 """

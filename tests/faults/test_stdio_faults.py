@@ -1,6 +1,6 @@
 """Ways in which standard streams go wrong.
 
-The rows are those of the list of known faults that this library was built against; each was a bug
+The rows are those of `docs/faults.md` that this library was built against; each was a bug
 in one that people trust.
 """
 
