@@ -310,7 +310,8 @@ class Connection:
     def _begin_closing(self, grace: float | None) -> None:
         if self.state is State.OPEN and self._parting is None:
             self.state = State.CLOSING
-            self._closing = self.loop.create_task(self._close_gracefully(grace))
+            # Not eagerly: a handler that closes its own session has an answer to give first.
+            self._closing = asyncio.Task(self._close_gracefully(grace), loop=self.loop)
 
     async def _close_gracefully(self, grace: float | None) -> None:
         if self._end is None:

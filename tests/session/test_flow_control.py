@@ -387,11 +387,10 @@ async def test_one_who_asks_on_and_on_and_reads_nothing_is_let_go() -> None:
     peer.on_request("work")(lambda: None)
     async with RawPeer.facing(peer) as (raw, session):
         try:
-            for number in range(1, 400_000):
-                raw.send([PING, number])
-                if number % 10_000 == 0:
-                    await raw.writer.drain()
-                    await asyncio.sleep(0)
+            for number in range(1, 400_000, 10_000):
+                raw.send(*([PING, number + more] for more in range(10_000)))
+                await raw.writer.drain()
+                await asyncio.sleep(0)
         except ConnectionError:
             pass
         await session.wait_closed()
