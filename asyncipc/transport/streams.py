@@ -138,8 +138,8 @@ class StreamTransport:
             return
         self._receiver = receiver
         self._tasks = [
-            loop.create_task(self._read(receiver)),
-            loop.create_task(self._write(receiver)),
+            asyncio.Task(self._read(receiver), loop=loop),
+            asyncio.Task(self._write(receiver), loop=loop),
         ]
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class StreamTransport:
         if self._closer is None:
             self._output_ended = True
             self._unwatch_hangup()
-            self._closer = asyncio.get_running_loop().create_task(self._close(error))
+            self._closer = asyncio.Task(self._close(error), loop=asyncio.get_running_loop())
 
     async def _close(self, error: Exception | None) -> None:
         try:
