@@ -59,7 +59,8 @@ def commands(
 
     async def ping_during_bulk(size: int) -> float:
         """Milliseconds of the slowest of the pings sent one behind the other."""
-        transfer = asyncio.create_task(session.request("store", bulk_data(size)))
+        data = bulk_data(size)  # kept: to give this much back to the kernel takes milliseconds
+        transfer = asyncio.create_task(session.request("store", data))
         await asyncio.sleep(0)
         slowest = 0.0
         while not transfer.done():
