@@ -17,6 +17,7 @@ ECHO = (
     ASYNC_HANDLER,
     Subject("two blocking processes, raw bytes", "peers.raw_blocking"),
     FLOOR,
+    Subject("the bare minimum in Python, uvloop", "peers.bare"),
     Subject("multiprocessing.Pipe, blocking", "peers.multiprocessing_pipe"),
     JSON_LINES,
     PYZMQ,
