@@ -50,7 +50,8 @@ def _round(
 def _ask_warm(pair: Pair, command: str, size: int) -> float:
     for _ in range(WARM_UPS):
         pair.ask(command, size)
-    return pair.ask(command, size)
+    figure: float = pair.ask(command, size)
+    return figure
 
 
 def _print_table(

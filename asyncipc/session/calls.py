@@ -36,6 +36,7 @@ from asyncipc.session.params import (
 )
 from asyncipc.session.progress import OnProgress, ProgressRelay
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.waiter import Waiter
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
@@ -98,7 +99,7 @@ class Calls:
         self._ended = ended
         self._create_future = loop.create_future
         # By the id that the answer carries; None where nobody waits for it any longer.
-        self.pending: dict[int, asyncio.Future[Any] | None] = {}
+        self.pending: dict[int, Waiter | None] = {}
         self._next_id = 0
         self._deadlines = Deadlines(loop, self.pending, self._expire)
         self._progress: dict[int, Callable[[Progress], None]] = {}
@@ -119,7 +120,7 @@ class Calls:
 
     # -- requests --------------------------------------------------------------------------
 
-    async def request(  # noqa: C901, PLR0912, PLR0915 - the hot path stays in one piece
+    async def request(
         self,
         method: Any,
         params: Any,
@@ -151,41 +152,70 @@ class Calls:
             or outbox.size >= outbox.limit
         ):
             gate, timeout = await self._wait_for_slot(method, depth, timeout)
+        future = self._create_future()
         try:
-            if not outbox.accepts_calls:
-                raise self._ended()
-            wire_id = self._next_id + 2
-            message = [REQUEST, wire_id, method, params, timeout]
-            if extra is not None:
-                message.append(extra)
-            attachments: list[Buffer] = []
-            data = self._encode(message, attachments)
-            is_large = attachments or len(data) > outbox.inline_size
-            if is_large:
-                outbox.check_size(data, attachments)
-            alone = not pending
-            answer_id = wire_id + 1
-            pending[answer_id] = future = self._create_future()
-            self._next_id = wire_id
-            if depth:
-                self._depths[answer_id] = depth
-            if is_large:
-                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
-            elif outbox.put_now(data, 0) if alone else outbox.put(data, 0):
-                self._unsent[answer_id] = data
+            answer_id = self.begin(future, method, params, timeout, metadata=extra, depth=depth)
         finally:
             if gate is not None:
                 gate.passed()
-        self.requests += 1
-        if timeout is not None:
-            self._deadlines.add(answer_id, monotonic() + timeout, method, timeout)
         if on_progress is not None:
             return await self._await_with_progress(answer_id, future, on_progress)
         try:
             return await future
         except asyncio.CancelledError:
-            self._abandon(answer_id)
+            self.abandon(answer_id)
             raise
+
+    def begin(
+        self,
+        waiter: Waiter,
+        method: str,
+        params: Any,
+        timeout: float | None,
+        *,
+        metadata: dict[str, Any] | None = None,
+        depth: int = 0,
+    ) -> int:
+        """Send a request for which the other side has a slot.
+
+        :param waiter: is told how the call ends
+        :returns: the id of the answer
+        """
+        outbox = self._outbox
+        if not outbox.accepts_calls:
+            raise self._ended()
+        wire_id = self._next_id + 2
+        message = [REQUEST, wire_id, method, params, timeout]
+        if metadata is not None:
+            message.append(metadata)
+        attachments: list[Buffer] = []
+        data = self._encode(message, attachments)
+        is_large = attachments or len(data) > outbox.inline_size
+        if is_large:
+            outbox.check_size(data, attachments)
+        pending = self.pending
+        alone = not pending
+        answer_id = wire_id + 1
+        pending[answer_id] = waiter
+        self._next_id = wire_id
+        if depth:
+            self._depths[answer_id] = depth
+        if is_large:
+            self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+        elif outbox.put_now(data, 0) if alone else outbox.put(data, 0):
+            self._unsent[answer_id] = data
+        self.requests += 1
+        if timeout is not None:
+            self._deadlines.add(answer_id, monotonic() + timeout, method, timeout)
+        return answer_id
+
+    def watch(self, answer_id: int, update: Callable[[Progress], None]) -> None:
+        """Call ``update`` with the progress of a call that was begun, until `unwatch`."""
+        self._progress[answer_id] = update
+
+    def unwatch(self, answer_id: int) -> None:
+        """The reverse of `watch`."""
+        self._progress.pop(answer_id, None)
 
     def answered(self, message: list[Any]) -> None:
         """A reply came."""
@@ -218,6 +248,11 @@ class Calls:
         if update is not None:
             _, _, done, total, text = [*message, None, None][:5]
             update(Progress(done, total, text))
+
+    def extended(self, answer_id: int, seconds: float) -> None:
+        """The handler of a call asks for more time; late or unasked for, it is ignored."""
+        if answer_id in self.pending:
+            self._deadlines.extend(answer_id, seconds)
 
     def refuse_after(self, last_id: int) -> None:
         """The other side says goodbye: it does not start what came after ``last_id``."""
@@ -309,7 +344,7 @@ class Calls:
         try:
             return await relay.run()
         except BaseException:
-            self._abandon(answer_id)  # cancelled, or on_progress itself failed
+            self.abandon(answer_id)  # cancelled, or on_progress itself failed
             await relay.stop()
             raise
         finally:
@@ -320,18 +355,22 @@ class Calls:
         if future is not None and not future.done():
             self.timeouts += 1
             future.set_exception(_timed_out(method, timeout))
-            self._abandon(answer_id)
+            self.abandon(answer_id)
 
-    def _abandon(self, answer_id: int) -> None:
+    def abandon(self, answer_id: int) -> None:
         """The caller waits no longer: stop the work on the other side."""
-        if self.pending.get(answer_id) is None:
+        waiter = self.pending.get(answer_id)
+        if waiter is None:
             return  # it has ended, or was given up before
         unsent = self._unsent.pop(answer_id, None)
         if unsent is not None and self._outbox.retract(unsent, 0):
             del self.pending[answer_id]  # it never arrived, so no answer will come
+            if not waiter.done():
+                waiter.set_exception(RequestRefused("the request was retracted before it was sent"))
             self._release(answer_id)
             return
-        self.pending[answer_id] = None
+        if waiter.done():
+            self.pending[answer_id] = None
         self.cancelled += 1
         self._outbox.put(self._encode([CANCEL, answer_id - 1], []))
 
@@ -352,14 +391,14 @@ class Calls:
                     f"the other side answered with a message of kind {kind}, unknown here"
                 )
             )
-            self._abandon(answer_id)
+            self.abandon(answer_id)
 
     def abandon_all(self, make_error: Callable[[], Exception]) -> None:
         """This side is closing: nobody waits for an answer any longer."""
         for answer_id, future in list(self.pending.items()):
             if future is not None and not future.done():
                 future.set_exception(make_error())
-                self._abandon(answer_id)
+                self.abandon(answer_id)
         self.fail_waiting(make_error)
 
     # -- the session -----------------------------------------------------------------------

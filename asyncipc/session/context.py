@@ -5,6 +5,7 @@ this module.
 """
 
 import asyncio
+import math
 import threading
 from concurrent.futures import Executor
 from contextvars import ContextVar
@@ -77,6 +78,20 @@ class CallOwner(Protocol):
         """Where handlers run that want a thread."""
         ...
 
+    def extend(self, call: "Call", seconds: float) -> None:
+        """Tell the caller to wait longer. On the loop's thread only."""
+
+    def look(self) -> None:
+        """See what has come for the running code, where it keeps the loop from reading."""
+
+
+class Cancellable(Protocol):
+    """Work that can be told to stop: a task, above all."""
+
+    def cancel(self) -> object:
+        """Tell it."""
+        ...
+
 
 class Call:
     """One request or notification that is being served.
@@ -84,19 +99,17 @@ class Call:
     :ivar method: the name it was sent to
     :ivar metadata: what the caller sent along (``request_id`` among it), an empty dict otherwise
     :ivar deadline: when the caller stops waiting, on the clock of ``time.monotonic()``; None: never
-    :ivar cancelled: True as soon as the caller has given the call up. An ``async def`` handler
-        also gets `asyncio.CancelledError`; a plain ``def`` in a thread has to look.
     :ivar depth: how many calls of this session are being served around this one, 0 for none
     """
 
     # Defaults stand on the class, because a call is made for every request and most are never
     # touched.
-    cancelled = False
+    given_up = False  # by the caller
     depth = 0
     finished = False  # the answer is on its way; nothing may follow it
     started = False  # its task has made its first step
     in_thread = False  # it runs where it can't be interrupted
-    task: asyncio.Future[Any] | None = None
+    task: Cancellable | None = None
 
     def __init__(
         self,
@@ -117,6 +130,17 @@ class Call:
         return self._owner.threads()
 
     @property
+    def cancelled(self) -> bool:
+        """True as soon as the caller has given the call up.
+
+        An ``async def`` handler also gets `asyncio.CancelledError`; a plain ``def`` that runs in a
+        thread, or in a pool's worker, has to look.
+        """
+        if not self.given_up:
+            self._owner.look()
+        return self.given_up
+
+    @property
     def session(self) -> Any:
         """The `asyncipc.Session` it came in on; requests on it go back to the caller."""
         return self._owner.session
@@ -127,6 +151,29 @@ class Call:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - monotonic())
+
+    def extend_deadline(self, seconds: float) -> None:
+        """Ask the caller to wait for at least ``seconds`` from now, if it would give up sooner.
+
+        Nothing happens where it waits without a limit anyway, once the call has ended, and for
+        notifications. May be called from any thread, and repeatedly. Calls that the caller itself
+        serves, and for which it made this one, keep their deadlines.
+
+        :raises TypeError: ``seconds`` is no number
+        :raises ValueError: it is negative, or not finite
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise TypeError(f"extend_deadline() takes seconds, not {seconds!r:.60}")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"extend_deadline() takes finite seconds from 0, not {seconds!r}")
+        if self.deadline is None or self.wire_id == 0 or self.finished:
+            return
+        self.deadline = max(self.deadline, monotonic() + seconds)
+        owner = self._owner
+        if threading.get_ident() == owner.thread_id:
+            owner.extend(self, seconds)
+        else:
+            owner.loop.call_soon_threadsafe(owner.extend, self, seconds)
 
     async def progress(
         self, done: float, total: float | None = None, message: str | None = None
@@ -161,7 +208,7 @@ class Call:
             owner.progress.send_from_thread(self, update)
 
     def __repr__(self) -> str:
-        return f"<Call {self.method!r}{' cancelled' if self.cancelled else ''}>"
+        return f"<Call {self.method!r}{' cancelled' if self.given_up else ''}>"
 
 
 serving: ContextVar[Call | None] = ContextVar("asyncipc_serving", default=None)

@@ -49,6 +49,19 @@ class Deadlines:
         if len(self._heap) > self._cleanup_at:
             self._clean_up()
 
+    def extend(self, call: int, seconds: float) -> None:
+        """Expire a call no sooner than ``seconds`` from now; nothing if it has no deadline.
+
+        Rare, so it may look through the whole heap.
+        """
+        deadline = monotonic() + seconds
+        for position, (old, entry, method, timeout) in enumerate(self._heap):
+            if entry == call and deadline > old:
+                # The timer may fire too early now, and then finds nothing to do.
+                self._heap[position] = (deadline, call, method, timeout + deadline - old)
+                heapq.heapify(self._heap)
+                return
+
     def close(self) -> None:
         """Expire nothing more."""
         self._heap.clear()

@@ -1,9 +1,11 @@
 """Incoming: finds the handler, runs it, and answers exactly once.
 
 A plain ``def`` handler runs inline, in the callback that read its request; an ``async def`` gets a
-task; ``thread=True`` gets a thread. Each runs in a fresh context, because the reading callback
-has the context variables of whoever opened the session. This module is the one boundary at which
-exceptions become faults: nothing that a handler raises gets further.
+task; ``thread=True`` gets a thread; one that is deferred is only told of the call, and who
+registered it answers later (a pool's worker, which runs one function after the other). Each runs
+in a fresh context, because the reading callback has the context variables of whoever opened the
+session. This module is the one boundary at which exceptions become faults: nothing that a handler
+raises gets further.
 
 Layer 2, inside the session. Below: wire.
 """
@@ -11,7 +13,7 @@ Layer 2, inside the session. Below: wire.
 import asyncio
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context
 from typing import Any, Final
@@ -35,7 +37,7 @@ from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
-from asyncipc.wire.messages import FAULT, REPLY, check_fields, shown
+from asyncipc.wire.messages import EXTEND, FAULT, REPLY, check_fields, shown
 
 __all__ = ["Dispatch"]
 
@@ -57,6 +59,7 @@ class Dispatch:
     :ivar running: the calls being served in tasks and threads, by their id
     :ivar requests: how many were started; ``refused``: how many were not
     :ivar faults: how many ended in a fault
+    :ivar look: sees what has come, for code that keeps the loop from reading; see `Call.cancelled`
     """
 
     __slots__ = (
@@ -73,6 +76,7 @@ class Dispatch:
         "also_running",
         "faults",
         "last_accepted",
+        "look",
         "loop",
         "now",
         "progress",
@@ -110,6 +114,7 @@ class Dispatch:
         self.progress: ProgressSender = ProgressSender(loop, outbox)
         self._idle: asyncio.Future[None] | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self.look: Callable[[], None] = _nothing_new
         self.requests: int = 0
         self.refused: int = 0
         self.faults: int = 0
@@ -165,13 +170,16 @@ class Dispatch:
             Context().run(self._serve_inline, call, handlers, params)
         else:
             self.running[wire_id] = call
-            start_task(self.loop, call, self._serve(call, handlers, params))
+            if handlers[0].is_deferred:
+                handlers[0].invoke(params, call)
+            else:
+                start_task(self.loop, call, self._serve(call, handlers, params))
 
     def cancel(self, wire_id: int) -> None:
         """The caller gave a call up; one that has ended already is ignored."""
         call = self.running.get(wire_id)
         if call is not None:
-            call.cancelled = True
+            call.given_up = True
             if call.task is None or call.in_thread:
                 return
             if not call.started:
@@ -276,6 +284,26 @@ class Dispatch:
 
     # -- answers ---------------------------------------------------------------------------
 
+    def complete(self, call: Call, result: Any) -> None:
+        """Answer a call whose handler is deferred; the answer leaves at once."""
+        if not call.finished:
+            self._finish(call)
+            self._reply(call, result)
+            self._outbox.flush()
+
+    def fail(self, call: Call, error: BaseException) -> None:
+        """`complete` for a call that failed."""
+        if not call.finished:
+            self._finish(call)
+            self._fail(call, error)
+            self._outbox.flush()
+
+    def extend(self, call: Call, seconds: float) -> None:
+        """Tell the caller to wait longer."""
+        if not call.finished:
+            self._outbox.put(self._codec.encode([EXTEND, call.wire_id + 1, seconds], []))
+            self._outbox.flush()
+
     def _reply(self, call: Call, result: Any) -> None:
         call.finished = True
         lane = call.wire_id + 1
@@ -311,9 +339,7 @@ class Dispatch:
         if self.progress.held:
             self.progress.release(call)
         if issubclass(type(error), asyncio.CancelledError):
-            reason = (
-                "cancelled by the caller" if call.cancelled else "cancelled where it was served"
-            )
+            reason = "cancelled by the caller" if call.given_up else "cancelled where it was served"
             self.send_fault(call.wire_id, FaultCode.CANCELLED, reason)
             return
         for code, message, details in fault_reports(error, with_traceback=self._tracebacks):
@@ -358,7 +384,7 @@ class Dispatch:
             self._threads.shutdown(wait=False, cancel_futures=True)
         self.progress.room_again()
         for call in self.running.values():
-            call.cancelled = True
+            call.given_up = True
             if call.task is not None:
                 call.task.cancel()
 
@@ -375,6 +401,10 @@ class Dispatch:
         """Something that `drain` may wait for has ended."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+
+def _nothing_new() -> None:
+    """While a handler of a session runs in a thread or a task, the loop reads."""
 
 
 def _not_found(method: str) -> MethodNotFound:

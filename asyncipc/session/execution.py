@@ -36,7 +36,7 @@ def start_task(
 async def run_handlers(handlers: tuple[Handler, ...], params: Any, call: Call) -> Any:
     """Ask one handler after the other; ``NotImplemented`` when none takes the call."""
     for handler in handlers:
-        if call.cancelled:
+        if call.given_up:
             raise asyncio.CancelledError  # while a thread passed the call on
         if handler.thread:
             result = await _in_thread(handler, params, call)
@@ -60,7 +60,7 @@ async def _in_thread(handler: Handler, params: Any, call: Call) -> Any:
         # First the one, then the other, and the reverse where a call is cancelled: so a cancel
         # that does not see the thread at work is seen by it.
         call.in_thread = True
-        if call.cancelled:
+        if call.given_up:
             raise asyncio.CancelledError
         try:
             return handler.invoke(params, call)

@@ -60,10 +60,21 @@ class Handler:
     :ivar is_async: the result of ``invoke`` has to be awaited
     :ivar thread: it wants to run in a thread
     :ivar is_inline: it runs where the call was read, with no task of its own
+    :ivar is_deferred: its ``invoke``, the function itself, only takes note of a request, and sets
+        its ``task``; it is answered by `asyncipc.session.dispatch.Dispatch.complete`
     :ivar owner: the object it can be taken off by, beside its function and method
     """
 
-    __slots__ = ("function", "invoke", "is_async", "is_inline", "method", "owner", "thread")
+    __slots__ = (
+        "function",
+        "invoke",
+        "is_async",
+        "is_deferred",
+        "is_inline",
+        "method",
+        "owner",
+        "thread",
+    )
 
     def __init__(
         self,
@@ -71,19 +82,27 @@ class Handler:
         function: Callable[..., Any],
         *,
         thread: bool = False,
+        deferred: bool = False,
         owner: object = None,
     ) -> None:
         self.method: str = method if isinstance(method, str) else _message_name(method)
         self.function: Callable[..., Any] = function
         self.owner: object = function if owner is None else owner
         self.thread: bool = thread
+        self.is_async: bool
+        self.is_inline: bool
+        self.is_deferred: bool = deferred
+        if deferred:
+            self.invoke: Invoke = function
+            self.is_async = self.is_inline = False
+            return
         try:
             prepared = _prepare(method, function, thread=thread)
         except TypeError as error:
             raise TypeError(f"{_label(function)} cannot handle {self.method!r}: {error}") from None
-        self.invoke: Invoke = prepared[0]
-        self.is_async: bool = prepared[1]
-        self.is_inline: bool = not (self.is_async or thread)
+        self.invoke = prepared[0]
+        self.is_async = prepared[1]
+        self.is_inline = not (self.is_async or thread)
 
     def belongs_to(self, target: object) -> bool:
         """Whether ``target`` is the handler's function, or the object that brought it along."""

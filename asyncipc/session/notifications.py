@@ -216,7 +216,7 @@ class NotificationReceiver:
     def close(self) -> None:
         """The session is over: cancel what runs."""
         for call in list(self.running):
-            call.cancelled = True
+            call.given_up = True
             if call.task is not None:
                 call.task.cancel()
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from time import monotonic
 from typing import Any, Final
 
 from asyncipc.errors import FrameTooLarge
@@ -18,7 +19,7 @@ from asyncipc.session.outbox import Outbox
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import PROGRESS
 
-__all__ = ["ProgressSender"]
+__all__ = ["Pace", "ProgressSender"]
 
 _logger = logging.getLogger("asyncipc")
 
@@ -30,13 +31,50 @@ MAX_FROM_THREADS: Final = 1024
 _waiting_updates: Final = threading.Lock()
 
 
+class Pace:
+    """Lets a number of updates pass at once, and from then on so many a second.
+
+    :param burst: how many at once
+    :param rate: how many a second
+    """
+
+    __slots__ = ("_burst", "_left", "_rate", "_seen")
+
+    def __init__(self, burst: int, rate: float) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._left: float = burst
+        self._seen = monotonic()
+
+    def allows(self) -> bool:
+        """One more may pass now, and is counted."""
+        now = monotonic()
+        self._left = min(self._burst, self._left + (now - self._seen) * self._rate)
+        self._seen = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class ProgressSender:
     """The progress of the calls that one session serves.
 
-    :ivar held: the latest of each lane, while the outbox is full
+    :ivar held: the latest of each lane, while the outbox is full or the pace too high
+    :ivar pace: how fast updates may follow each other; None: as fast as they come
+    :ivar is_direct: updates leave at once, because what sends them keeps the loop from doing it
     """
 
-    __slots__ = ("_encode", "_from_threads", "_loop", "_outbox", "_room", "held")
+    __slots__ = (
+        "_encode",
+        "_from_threads",
+        "_loop",
+        "_outbox",
+        "_room",
+        "held",
+        "is_direct",
+        "pace",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._loop = loop
@@ -44,6 +82,8 @@ class ProgressSender:
         self._from_threads: list[tuple[Call, Progress]] | None = None
         self._room: tuple[asyncio.Future[None], ...] = ()
         self.held: dict[int, bytes] = {}
+        self.pace: Pace | None = None
+        self.is_direct: bool = False
 
     def open(self, codec: Codec) -> None:
         """Begin to send."""
@@ -57,10 +97,14 @@ class ProgressSender:
         data = self._encode([PROGRESS, lane, update.done, update.total, update.message], [])
         if len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, ())
-        if self._outbox.full:
+        if self._outbox.full or not (self.pace is None or self.pace.allows()):
             self.held[lane] = data
-        else:
-            self._put(lane, data)
+            return
+        if self.held:
+            self.held.pop(lane, None)  # out of date now
+        self._put(lane, data)
+        if self.is_direct:
+            self._outbox.flush()
 
     def send_from_thread(self, call: Call, update: Progress) -> None:
         """`send` from another thread; only the latest of a call while many wait."""

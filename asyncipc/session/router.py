@@ -157,6 +157,9 @@ class Router:
         if message[1] == 0:  # other streams are reserved
             self._notifications.credited(message[2])
 
+    def _receive_extend(self, message: list[Any]) -> None:
+        self._calls.extended(message[1], message[2])
+
     def _receive_ping(self, message: list[Any]) -> None:
         self._pings.receive_ping(message[1])
 
@@ -209,6 +212,7 @@ class Router:
         messages.PROGRESS: _receive_progress,
         messages.CANCEL: _receive_cancel,
         messages.CREDIT: _receive_credit,
+        messages.EXTEND: _receive_extend,
         messages.PING: _receive_ping,
         messages.PONG: _receive_pong,
         messages.BEGIN: _receive_begin,

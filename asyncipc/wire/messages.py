@@ -25,6 +25,7 @@ __all__ = [
     "BEGIN",
     "CANCEL",
     "CREDIT",
+    "EXTEND",
     "FAULT",
     "FIELD_NAMES",
     "FIRST_IGNORABLE",
@@ -62,7 +63,7 @@ FIRST_IGNORABLE: Final = 64
 PROGRESS: Final = 64
 PING: Final = 65
 PONG: Final = 66
-# 67 is reserved for a handler that extends its own deadline.
+EXTEND: Final = 67
 
 
 class GoodbyeCode(enum.IntEnum):
@@ -115,6 +116,10 @@ def _is_optional_number(value: Any) -> bool:
 
 def _is_seconds(value: Any) -> bool:
     return value is None or (_is_number(value) and 0 <= value < float("inf"))
+
+
+def _is_extension(value: Any) -> bool:
+    return value is not None and _is_seconds(value)
 
 
 def _is_optional_text(value: Any) -> bool:
@@ -204,6 +209,13 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
     ),
     PING: ("ping", (("token", _is_size, "an integer from 0 below 2**63", False),)),
     PONG: ("pong", (("token", _is_size, "an integer from 0 below 2**63", False),)),
+    EXTEND: (
+        "extend",
+        (
+            ("id", _is_id, "an integer from 1 below 2**63", False),
+            ("seconds", _is_extension, "seconds from 0", False),
+        ),
+    ),
 }
 
 FIELD_NAMES: Final[dict[int, tuple[str, ...]]] = {
