@@ -22,6 +22,10 @@
     ├── EncodeError                 a value cannot be sent (also a TypeError)
     ├── DecodeError                 a value that came cannot be understood (also a ValueError)
     ├── AuthenticationError         the other side did not prove, or did not accept, an identity
+    ├── PoolError                   the pool cannot do what is asked
+    │   ├── WorkerDied              the worker that ran the task died (exit code, signal, stderr)
+    │   ├── TaskTimeout             no result within the timeout (also a TimeoutError)
+    │   └── PoolClosed              the pool takes no more tasks
     ├── AddressError                an address cannot be understood (also a ValueError)
     └── AddressInUse                somebody alive is listening there already (also an OSError)
 
@@ -51,6 +55,8 @@ __all__ = [
     "MethodNotFound",
     "PeerDied",
     "PermissionDenied",
+    "PoolClosed",
+    "PoolError",
     "ProtocolError",
     "RemoteError",
     "RemoteProtocolError",
@@ -58,6 +64,8 @@ __all__ = [
     "RequestRefused",
     "RequestTimeout",
     "SessionClosed",
+    "TaskTimeout",
+    "WorkerDied",
     "fault_code",
     "fault_exception",
 ]
@@ -94,14 +102,7 @@ class PeerDied(SessionClosed):
         super().__init__(message)
 
     def __str__(self) -> str:
-        text = self.reason
-        if self.signal is not None:
-            text += f" (killed by {_signal_name(self.signal)})"
-        elif self.exit_code is not None:
-            text += f" (exit code {self.exit_code})"
-        if self.stderr_tail:
-            text += f"; its last words on stderr:\n{self.stderr_tail.rstrip()}"
-        return text
+        return _obituary(self.reason, self.exit_code, self.signal, self.stderr_tail)
 
 
 class RequestTimeout(IPCError, TimeoutError):
@@ -219,6 +220,44 @@ class AddressInUse(IPCError, OSError):
         return str(self.args[1])
 
 
+class PoolError(IPCError):
+    """The pool cannot do what is asked of it; the text says why. See also its subclasses."""
+
+
+class WorkerDied(PoolError):
+    """The worker died while it ran the task, which may have been executed in part.
+
+    :ivar exit_code: its exit status, if it exited by itself and that is known
+    :ivar signal: number of the signal that killed it, if one did
+    :ivar stderr_tail: the last text it wrote to stderr
+    """
+
+    def __init__(
+        self,
+        message: str = "the worker died",
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        stderr_tail: str = "",
+    ) -> None:
+        self.reason = message
+        self.exit_code = exit_code
+        self.signal = signal
+        self.stderr_tail = stderr_tail
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return _obituary(self.reason, self.exit_code, self.signal, self.stderr_tail)
+
+
+class TaskTimeout(PoolError, TimeoutError):
+    """No result came within the timeout. The task is being stopped, with its worker if need be."""
+
+
+class PoolClosed(PoolError):
+    """The pool is closing or closed, or was never opened: it takes no tasks."""
+
+
 class FaultCode(enum.IntEnum):
     """The published numbers of faults on the wire (``docs/errors.md``)."""
 
@@ -281,6 +320,18 @@ def fault_exception(code: int, message: str, details: dict[str, Any]) -> IPCErro
         traceback=str(details.get("traceback", "")),
         notes=[str(note) for note in notes] if isinstance(notes, list | tuple) else (),
     )
+
+
+def _obituary(reason: str, exit_code: int | None, signal: int | None, stderr_tail: str) -> str:
+    """How a process died, for people."""
+    text = reason
+    if signal is not None:
+        text += f" (killed by {_signal_name(signal)})"
+    elif exit_code is not None:
+        text += f" (exit code {exit_code})"
+    if stderr_tail:
+        text += f"; its last words on stderr:\n{stderr_tail.rstrip()}"
+    return text
 
 
 def _signal_name(number: int) -> str:

@@ -14,14 +14,13 @@ by then, and nobody has been told of its death yet. So they can read sockets and
 may still yield the reply that a caller waits for, before they fail the calls that remain. They run
 first; tasks in `ChildProcess.wait` wake up in a later turn of the loop.
 
-Layer 1, beside wire and transport. Below it in this package is ``lifeline``.
+Layer 1, beside wire and transport. Below it in this package are ``handle`` and ``lifeline``.
 """
 
 import asyncio
 import atexit
 import contextlib
 import logging
-import math
 import os
 import select
 import signal
@@ -30,24 +29,17 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol
 
+from asyncipc.process.handle import KILL_WAIT, UNKNOWN_STATUS, ProcessHandle
 from asyncipc.process.lifeline import Lifeline
 
-__all__ = ["UNKNOWN_STATUS", "ChildProcess", "ExitCallback", "start_child"]
-
-UNKNOWN_STATUS: Final = 255
-"""The `ChildProcess.returncode` of a child whose exit status something else in this process has
-taken (SIGCHLD is ignored, or somebody called ``waitpid(-1)``). asyncio uses the same number."""
-
-# Seconds that a process gets to vanish after SIGKILL. Milliseconds are normal; one that takes
-# longer hangs in the kernel (a dead network file system), and nothing can be done about it.
-KILL_WAIT: Final = 2.0
+__all__ = ["ChildProcess", "start_child"]
 
 _logger = logging.getLogger(__name__)
 
 
-class ChildProcess:
+class ChildProcess(ProcessHandle):
     """A running or ended child process; made by `start_child`. For the thread of its loop only.
 
     It can't be lost: it is killed when this process dies (see ``lifeline``), when it exits without
@@ -58,15 +50,10 @@ class ChildProcess:
     def __init__(
         self, popen: subprocess.Popen[bytes], lifeline: Lifeline, loop: asyncio.AbstractEventLoop
     ) -> None:
+        super().__init__(loop)
         self._owner = os.getpid()
         self._popen = popen
         self._lifeline = lifeline
-        self._loop = loop
-        self._returncode: int | None = None
-        self._is_status_unknown = False
-        self._was_asked_to_end = False
-        self._exited: asyncio.Future[int] = loop.create_future()
-        self._callbacks: list[ExitCallback] = []
         # There is one exactly as long as the child is ours to end and to reap.
         self._watch: _ExitWatch | None = None
         self._watch = _watch_exit(popen, loop, self._on_exit_noticed)
@@ -76,44 +63,6 @@ class ChildProcess:
     def pid(self) -> int:
         """The process id, also the number of its process group and session."""
         return self._popen.pid
-
-    @property
-    def returncode(self) -> int | None:
-        """None while it runs, then how it ended.
-
-        The exit code, or the negative number of the signal that killed it, or `UNKNOWN_STATUS`.
-        """
-        return self._returncode
-
-    @property
-    def exit_code(self) -> int | None:
-        """What it passed to ``exit``; None if it runs, was killed, or nobody knows."""
-        if self._returncode is None or self._returncode < 0 or self._is_status_unknown:
-            return None
-        return self._returncode
-
-    @property
-    def signal(self) -> int | None:
-        """The number of the signal that killed it, if one did."""
-        return -self._returncode if self._returncode is not None and self._returncode < 0 else None
-
-    def on_exit(self, callback: "ExitCallback") -> None:
-        """Call ``callback(child)`` once, when the exit was noticed and the child is reaped.
-
-        Callbacks run in the order they were added, all before any task in `wait` or `end` goes on;
-        see the module's docstring. After the exit: in the next turn of the loop.
-        """
-        if self._returncode is None:
-            self._callbacks.append(callback)
-        else:
-            self._loop.call_soon(callback, self)
-
-    async def wait(self) -> int:
-        """Wait until the child has exited and is reaped; returns `returncode`. Never kills.
-
-        Does not wait for the ends of the child's streams, which a grandchild may hold open.
-        """
-        return await asyncio.shield(self._exited)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the child alone, not to its group. Nothing happens after its exit.
@@ -141,47 +90,8 @@ class ChildProcess:
         """
         self._signal_group(signal.SIGKILL)
 
-    async def end(self, grace: float) -> int | None:
-        """Wait for the child to exit, and make it: SIGTERM after ``grace``, SIGKILL after another.
-
-        Call it when the child was told to go, by a goodbye or the end of its input. May be called
-        from several tasks and repeatedly: the most impatient one decides, SIGTERM is sent once.
-        When cancelled it kills at once, and the child is normally reaped before CancelledError
-        leaves (if not, as on a second cancellation, the loop reaps it later).
-
-        :param grace: seconds for each of the two steps (``Timeouts.terminate``)
-        :return: `returncode`; None if even SIGKILL did not end it within `KILL_WAIT` seconds,
-            which is logged
-        """
-        try:
-            for step in (self._terminate_once, self.kill):
-                if await self._exits_within(grace):
-                    return self._returncode
-                with contextlib.suppress(PermissionError):
-                    step()
-            if not await self._exits_within(KILL_WAIT):
-                _logger.error("%r is still there %g s after SIGKILL", self, KILL_WAIT)
-        except asyncio.CancelledError:
-            with contextlib.suppress(PermissionError):
-                self.kill()
-            await self._exits_within(KILL_WAIT)
-            raise
-        return self._returncode
-
     def __repr__(self) -> str:
-        if self._returncode is None:
-            state = "running"
-        elif self._is_status_unknown:
-            state = "exited, status unknown"
-        else:
-            state = f"exited, returncode {self._returncode}"
-        return f"<ChildProcess {self.pid} {self._popen.args!r} {state}>"
-
-    def _terminate_once(self) -> None:
-        # To many programs a second SIGTERM means to stop cleaning up.
-        if not self._was_asked_to_end:
-            self._was_asked_to_end = True
-            self.terminate()
+        return f"<ChildProcess {self.pid} {self._popen.args!r} {self._how_it_stands()}>"
 
     @property
     def _may_signal(self) -> bool:
@@ -195,25 +105,13 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    async def _exits_within(self, seconds: float) -> bool:
-        if not self._exited.done():
-            await asyncio.wait([self._exited], timeout=None if math.isinf(seconds) else seconds)
-        return self._exited.done()
-
     def _on_exit_noticed(self) -> None:
         if self._watch is None:  # A thread's report that crossed with `_abandon`.
             return
-        self._exited.set_result(self._bury())
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            try:
-                callback(self)
-            except Exception as error:  # noqa: BLE001 - a callback's mistake is reported, not ours
-                self._loop.call_exception_handler(
-                    {"message": f"exit callback of {self!r} failed", "exception": error}
-                )
+        self._bury()
+        self._tell_exit()
 
-    def _bury(self) -> int:
+    def _bury(self) -> None:
         """The child is dead: kill the rest of its group, reap it, and let go of everything."""
         if _is_status_lost(self.pid):
             # The number may be somebody else's by now: the group must be left alone.
@@ -231,7 +129,6 @@ class ChildProcess:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-        return self._returncode
 
     def _abandon(self) -> None:
         """Kill and reap without a loop, where nobody has ended the child."""
@@ -248,9 +145,6 @@ class ChildProcess:
     def __del__(self) -> None:
         # The loop holds the object while it watches the child, so the loop is closed or gone.
         self._abandon()
-
-
-ExitCallback: TypeAlias = Callable[[ChildProcess], object]
 
 
 def start_child(

@@ -30,7 +30,7 @@ import struct
 import threading
 from typing import Final
 
-__all__ = ["LIFELINE_VARIABLE", "Lifeline", "arm_inherited_lifeline"]
+__all__ = ["LIFELINE_VARIABLE", "Lifeline", "arm_inherited_lifeline", "arm_lifeline"]
 
 LIFELINE_VARIABLE: Final = "ASYNCIPC_LIFELINE_FD"
 """Names the inherited read end to the child: ``<descriptor>:<inode>``.
@@ -84,6 +84,16 @@ class Lifeline:
                 _kill_at_end_of_pipe(self._read_end, -process_group)
         self._read_end = _closed(self._read_end)
 
+    def cut(self) -> None:
+        """Kill the whole group of a child that armed its read end, by ``fd`` handed over to it.
+
+        Where this process still has the read end too, that reaches all of the group, also those
+        without the descriptor, and no stranger whose number happens to be the same: the kernel
+        remembers the group itself. Linux alone.
+        """
+        _held.discard(self)
+        self._write_end = _closed(self._write_end)
+
     def close(self) -> None:
         """Let go of both ends. A child that still has its read end is killed. May be repeated."""
         _held.discard(self)
@@ -130,6 +140,17 @@ def arm_inherited_lifeline() -> bool:
     if _has_ended(fd):
         _die()
     return True
+
+
+def arm_lifeline(fd: int) -> None:
+    """In a child that leads its group: die with the process that holds the write end. Linux alone.
+
+    :param fd: the read end, handed over by other ways than inheritance
+    """
+    _kill_at_end_of_pipe(fd, -os.getpid())
+    # For a holder that died before.
+    if _has_ended(fd):
+        _die()
 
 
 def _take_inherited() -> int | None:

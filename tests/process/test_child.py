@@ -18,7 +18,8 @@ import pytest
 import uvloop
 
 import asyncipc.process
-from asyncipc.process.child import UNKNOWN_STATUS, ChildProcess, start_child
+from asyncipc.process.child import ChildProcess, start_child
+from asyncipc.process.handle import UNKNOWN_STATUS
 
 ROOT = Path(asyncipc.process.__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

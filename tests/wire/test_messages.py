@@ -29,6 +29,7 @@ COMPLETE: dict[int, tuple[list[Any], int]] = {
     messages.PROGRESS: ([64, 3, 0.5, 10, "rows"], 2),
     messages.PING: ([65, 0], 1),
     messages.PONG: ([66, 0], 1),
+    messages.EXTEND: ([67, 3, 2.5], 2),
 }
 
 HUGE = 1 << 20_000  # more digits than Python prints
@@ -57,6 +58,7 @@ WRONG: dict[str, list[Any]] = {
     "token": SIZES,
     "done": [None, *NUMBERS],
     "total": NUMBERS,
+    "seconds": [None, -1, -0.1, NAN, INFINITY, *NUMBERS],
 }
 
 
@@ -69,7 +71,7 @@ def test_the_table_knows_every_kind() -> None:
 
 def test_what_can_be_skipped_stands_behind_what_cannot() -> None:
     ignorable = {kind for kind in FIELD_NAMES if kind >= FIRST_IGNORABLE}
-    assert ignorable == {messages.PROGRESS, messages.PING, messages.PONG}
+    assert ignorable == {messages.PROGRESS, messages.PING, messages.PONG, messages.EXTEND}
 
 
 @pytest.mark.parametrize("kind", COMPLETE)
