@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         MethodNotFound,
         PeerDied,
         PermissionDenied,
+        PoolClosed,
+        PoolError,
         ProtocolError,
         RemoteError,
         RemoteProtocolError,
@@ -33,10 +35,15 @@ if TYPE_CHECKING:
         RequestRefused,
         RequestTimeout,
         SessionClosed,
+        TaskTimeout,
+        WorkerDied,
     )
     from asyncipc.peer.address import register_scheme
     from asyncipc.peer.peer import Peer, memory_pair
     from asyncipc.peer.server import Server
+    from asyncipc.pool.link import Worker
+    from asyncipc.pool.pool import Pool, PoolStatistics
+    from asyncipc.pool.task import PoolTask
     from asyncipc.runner import run
     from asyncipc.session.context import Call, Progress, current_call, progress
     from asyncipc.session.session import Session, Statistics
@@ -73,6 +80,11 @@ __all__ = [
     "Peer",
     "PeerDied",
     "PermissionDenied",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "PoolStatistics",
+    "PoolTask",
     "Progress",
     "ProtocolError",
     "RemoteError",
@@ -84,7 +96,10 @@ __all__ = [
     "Session",
     "SessionClosed",
     "Statistics",
+    "TaskTimeout",
     "Timeouts",
+    "Worker",
+    "WorkerDied",
     "__version__",
     "current_call",
     "memory_pair",
@@ -116,6 +131,8 @@ _MODULES = {
         "MethodNotFound",
         "PeerDied",
         "PermissionDenied",
+        "PoolClosed",
+        "PoolError",
         "ProtocolError",
         "RemoteError",
         "RemoteProtocolError",
@@ -123,10 +140,15 @@ _MODULES = {
         "RequestRefused",
         "RequestTimeout",
         "SessionClosed",
+        "TaskTimeout",
+        "WorkerDied",
     ),
     "asyncipc.peer.address": ("register_scheme",),
     "asyncipc.peer.peer": ("Peer", "memory_pair"),
     "asyncipc.peer.server": ("Server",),
+    "asyncipc.pool.link": ("Worker",),
+    "asyncipc.pool.pool": ("Pool", "PoolStatistics"),
+    "asyncipc.pool.task": ("PoolTask",),
     "asyncipc.runner": ("run",),
     "asyncipc.session.context": ("Call", "Progress", "current_call", "progress"),
     "asyncipc.session.session": ("Session", "Statistics"),

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 
 from asyncipc.errors import IPCError, PeerDied, SessionClosed
-from asyncipc.process.child import ChildProcess
+from asyncipc.process.handle import ProcessHandle
 from asyncipc.process.stderr import StderrCapture
 
 __all__ = ["ChildCompanion"]
@@ -23,7 +23,7 @@ class ChildCompanion:
     :param grace: seconds between the steps that end the child
     """
 
-    def __init__(self, process: ChildProcess, stderr: StderrCapture, grace: float) -> None:
+    def __init__(self, process: ProcessHandle, stderr: StderrCapture, grace: float) -> None:
         self._process = process
         self._stderr = stderr
         self._grace = grace

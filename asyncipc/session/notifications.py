@@ -97,6 +97,23 @@ class NotificationSender:
             if waits:
                 self.gate.passed()
 
+    def post(self, method: str, params: Any) -> bool:
+        """`notify` for who cannot wait: without credit or room nothing is sent, and False returned.
+
+        :raises EncodeError: the parameters cannot be sent
+        """
+        outbox = self._outbox
+        if self._credit <= 0 or self.gate.waiting or outbox.full or not outbox.accepts_calls:
+            return False
+        attachments: list[Buffer] = []
+        data = self._encode([NOTIFY, method, params], attachments)
+        if attachments or len(data) > outbox.inline_size:
+            self._send_large(data, attachments)
+        else:
+            outbox.put(data, 0, NOTIFICATION_BATCH)
+            self._charge(len(data))
+        return True
+
     def credited(self, count: int) -> None:
         """The other side has finished with so many notifications.
 

@@ -127,6 +127,11 @@ class Session:
         self._connection.companion = companion
         process.on_exit(lambda _: self._connection.companion_exited())
 
+    @property
+    def connection(self) -> Connection:
+        """What the session is made of; for the layers above, which may need more of it."""
+        return self._connection
+
     # -- asking ----------------------------------------------------------------------------
 
     def request(

@@ -1,0 +1,252 @@
+"""A worker's side of the tasks: takes them, runs them, answers.
+
+A plain function runs on the main thread with no loop beside it, one at a time: while it does, its
+`Call` looks at the socket itself, and progress is written directly. A function that returns a
+coroutine gets a task. The answer to a call is on the wire before the next is begun, so that at a
+death the application knows which calls had begun.
+
+Layer 4, inside the pool. Above: the worker. Below: payload, context_variables, the session.
+"""
+
+import asyncio
+import inspect
+import os
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
+from time import perf_counter
+from typing import Any, Final
+
+from asyncipc.errors import EncodeError
+from asyncipc.pool.context_variables import load_context
+from asyncipc.pool.payload import FunctionCache, dump, dump_failure, function_name, load
+from asyncipc.process.usage import private_memory
+from asyncipc.session.context import Call, serving
+from asyncipc.session.dispatch import Dispatch
+from asyncipc.session.reporting import Pace
+
+__all__ = ["FAILURE", "MAP", "RESULT", "RUN", "Jobs"]
+
+# The methods of a worker. The first parameter of both is the function's pickle; behind it stand, as
+# `payload.dump` makes them, the arguments of one call, or the items of many.
+RUN: Final = "run"
+MAP: Final = "map"
+
+# How an answer begins: with this and the seconds it took. Behind it stands a value as `dump` makes
+# it, or what `dump_failure` makes.
+RESULT: Final = 0
+FAILURE: Final = 1
+
+# Seconds for which tiny jobs follow each other without a look at the loop.
+TURN: Final = 0.001
+
+# Progress that may come at once, and in a second. More is nothing that a person could read.
+PROGRESS_BURST: Final = 256
+PROGRESS_RATE: Final = 500.0
+
+# Seconds between two looks at the memory: it costs a millisecond to have it counted.
+MEMORY_INTERVAL: Final = 0.1
+
+
+class Job:
+    """One call of the application; what its `Call` has for a task."""
+
+    __slots__ = ("_jobs", "call", "method", "params", "task")
+
+    def __init__(self, jobs: "Jobs", call: Call, params: list[Any]) -> None:
+        self._jobs = jobs
+        self.call = call
+        self.method = call.method
+        self.params = params
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """The caller gave up. A plain function is not interrupted, it may look."""
+        if self.task is not None:
+            self.task.cancel()
+        elif not self.call.started:
+            self._jobs.forget(self)
+
+
+class Jobs:
+    """The calls of a worker.
+
+    :param dispatch: of the session with the application
+    :param look: reads what has come from there, without waiting
+    :param check: called between two jobs; raises where the worker is to end
+    """
+
+    def __init__(
+        self, dispatch: Dispatch, look: Callable[[], None], check: Callable[[], None]
+    ) -> None:
+        self._dispatch = dispatch
+        self._loop = dispatch.loop
+        self._look = look
+        self._check = check
+        self._functions = FunctionCache()
+        self._waiting: deque[Job] = deque()
+        self._is_scheduled = False
+        self._is_running = False
+        self.max_memory: int | None = None
+        self.on_too_large: Callable[[int], None] = _ignore
+        self._looked_at_memory = perf_counter()
+        dispatch.progress.is_direct = True
+        dispatch.progress.pace = Pace(PROGRESS_BURST, PROGRESS_RATE)
+
+    def receive(self, params: list[Any], call: Call) -> None:
+        """A call came; the handler of `RUN` and `MAP`."""
+        job = Job(self, call, params)
+        call.task = job
+        self._waiting.append(job)
+        if not (self._is_scheduled or self._is_running):
+            self._schedule()
+
+    def forget(self, job: Job) -> None:
+        """A call that waits is not to be begun."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+
+    def _schedule(self) -> None:
+        self._is_scheduled = True
+        self._loop.call_soon(self._run_waiting)
+
+    def _run_waiting(self) -> None:
+        self._is_scheduled = False
+        until = perf_counter() + TURN
+        while self._waiting:
+            self._begin(self._waiting.popleft())
+            self._check()
+            if self._waiting and perf_counter() > until:
+                self._schedule()
+                return
+
+    def _begin(self, job: Job) -> None:
+        call = job.call
+        call.started = True
+        began = perf_counter()
+        self._is_running = True
+        self._dispatch.look = self._look
+        try:
+            context, result = self._call(job)
+        except BaseException as error:  # noqa: BLE001 - SystemExit is the caller's news ...
+            self._check()  # ... unless this process was asked to end: then it has no answer
+            self._answer(job, began, error=error)
+            return
+        finally:
+            self._is_running = False
+            self._dispatch.look = _nothing_new
+        if inspect.iscoroutine(result):
+            job.task = asyncio.Task(
+                self._await(job, result, began), loop=self._loop, context=context
+            )
+            job.task.add_done_callback(partial(self._ended, job, result, began))
+        else:
+            self._answer(job, began, result)
+
+    def _call(self, job: Job) -> tuple[Context, Any]:
+        call = job.call
+        function = self._functions.load(job.params[0])
+        call.method = function_name(function)
+        arguments = load(job.params[1:])
+        context = load_context(call.metadata.pop("context", None))
+        context.run(serving.set, call)
+        if job.method == MAP:
+            return context, context.run(_each, function, arguments)
+        args, kwargs = arguments
+        return context, context.run(function, *args, **kwargs)
+
+    async def _await(self, job: Job, work: Coroutine[Any, Any, Any], began: float) -> None:
+        try:
+            result = await work
+        except BaseException as error:  # noqa: BLE001 - see _begin
+            self._check()
+            self._answer(job, began, error=error)
+        else:
+            self._answer(job, began, result)
+
+    def _ended(
+        self, job: Job, work: Coroutine[Any, Any, Any], began: float, _: asyncio.Task[None]
+    ) -> None:
+        """See to a task that was cancelled before its first step."""
+        if not job.call.finished:
+            work.close()
+            self._answer(job, began, error=asyncio.CancelledError())
+
+    def _answer(
+        self, job: Job, began: float, result: Any = None, error: BaseException | None = None
+    ) -> None:
+        call = job.call
+        seconds = perf_counter() - began
+        if call.given_up and isinstance(error, asyncio.CancelledError):
+            self._dispatch.fail(call, error)
+            return
+        if error is None:
+            try:
+                dumped = dump(result)
+            except Exception as failure:  # noqa: BLE001 - what pickling raises is any code's
+                error = EncodeError(
+                    f"the result of {call.method}, {_kind(result)}, cannot be pickled: {failure}"
+                )
+        if error is not None:
+            self._dispatch.complete(call, [FAILURE, seconds, *dump_failure(error)])
+        else:
+            self._dispatch.complete(call, [RESULT, seconds, *dumped])
+        if self.max_memory is not None:
+            self._check_memory(self.max_memory)
+
+    def _check_memory(self, limit: int) -> None:
+        now = perf_counter()
+        if now - self._looked_at_memory < MEMORY_INTERVAL:
+            return
+        self._looked_at_memory = now
+        size = private_memory(os.getpid())
+        if size is not None and size > limit:
+            self.on_too_large(size)
+
+
+def _each(function: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
+    """Call the function with one item after the other.
+
+    :returns: the results up to the first failure, and that failure or None; for a function that is
+        async, a coroutine of the same
+    """
+    results: list[Any] = []
+    append = results.append
+    try:
+        for item in items:
+            result = function(item)
+            if inspect.iscoroutine(result):
+                return _each_awaited(function, result, items[1:])
+            append(result)
+    except BaseException as error:  # noqa: BLE001 - see Jobs._begin
+        return results, dump_failure(error)
+    return results, None
+
+
+async def _each_awaited(
+    function: Callable[[Any], Any], first: Coroutine[Any, Any, Any], others: tuple[Any, ...]
+) -> Any:
+    results: list[Any] = []
+    try:
+        results.append(await first)
+        for item in others:
+            results.append(await function(item))  # noqa: PERF401 - kept up to a failure
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - see Jobs._begin
+        return results, dump_failure(error)
+    return results, None
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
+
+
+def _nothing_new() -> None:
+    """The loop reads by itself."""
+
+
+def _ignore(_size: int) -> None:
+    """Nobody wants to know."""

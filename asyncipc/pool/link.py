@@ -1,0 +1,331 @@
+"""One worker as the application sees it: its session, its process, and the tasks it has.
+
+Owns the way of a task to the worker and back, and the ladder for one that will not stop. Tasks are
+answered in the turn of the loop in which the answer is read, with no task or future in between.
+
+Layer 4, inside the pool. Above: the scheduler and the supervisor. Below: task, roster, session.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+from asyncipc.errors import (
+    IPCError,
+    RequestCancelled,
+    RequestRefused,
+    RequestTimeout,
+    SessionClosed,
+    TaskTimeout,
+    WorkerDied,
+)
+from asyncipc.pool.jobs import RESULT
+from asyncipc.pool.roster import Seat, WorkerState
+from asyncipc.pool.starting import Started
+from asyncipc.pool.task import PoolTask, Work
+from asyncipc.process.handle import ProcessHandle
+from asyncipc.process.usage import cpu_time, resident_memory
+from asyncipc.session.session import Session
+
+__all__ = ["Assignment", "Link", "Owner", "Worker"]
+
+
+class Owner(Protocol):
+    """Who gives tasks to workers."""
+
+    def released(self, link: "Link", work: Work, seconds: float) -> None:
+        """A worker has ended a task and has room for another."""
+
+    def returned(self, task: PoolTask[Any]) -> None:
+        """A task that had not begun comes back: it is to be given to another worker, soon."""
+
+
+class Assignment:
+    """A task that a worker has; waits for the end of its call (`asyncipc.session.waiter`).
+
+    :ivar task: None when nobody waits for it any longer
+    """
+
+    __slots__ = ("answer_id", "has_ended", "link", "quick", "task", "work")
+
+    def __init__(self, link: "Link", task: PoolTask[Any], *, quick: bool) -> None:
+        self.link = link
+        self.task: PoolTask[Any] | None = task
+        self.work = task.work
+        self.quick = quick
+        self.answer_id = 0
+        self.has_ended = False
+
+    def done(self) -> bool:
+        """Its timeout is not its end: the worker may still be at it."""
+        return self.has_ended
+
+    def set_result(self, answer: list[Any], /) -> None:
+        """The worker answered."""
+        task = self._end(answer[1])
+        if task is None:
+            return
+        task.seconds = answer[1]
+        if answer[0] == RESULT:
+            task.resolve(answer[2:])
+        else:
+            task.reject(answer[2:])
+
+    def set_exception(self, error: Exception, /) -> None:
+        """It timed out, or will not be answered."""
+        if isinstance(error, RequestTimeout):
+            self.link.stop(self)
+            task, self.task = self.task, None
+            if task is not None:
+                task.holder = None
+                task.fail(timed_out(task))
+            return
+        if isinstance(error, SessionClosed):
+            self._worker_ended(error)
+            return
+        task = self._end(0.0)
+        if task is None:
+            return
+        if isinstance(error, RequestRefused):
+            self.link.owner.returned(task)
+        elif isinstance(error, RequestCancelled):
+            task.fail(RequestCancelled("the task was cancelled in the worker, not by its caller"))
+        else:
+            task.fail(error)
+
+    def _worker_ended(self, error: SessionClosed) -> None:
+        had_begun = self.link.had_begun(self)
+        task = self._end(0.0)
+        if task is None:
+            return
+        if had_begun and not task.retries:
+            task.fail(self.link.death_of(task.work.name, error))
+            return
+        task.retries -= had_begun
+        self.link.owner.returned(task)
+
+    def _end(self, seconds: float) -> PoolTask[Any] | None:
+        """The call is over; the task, if anybody still waits for it."""
+        self.has_ended = True
+        task, self.task = self.task, None
+        if task is not None:
+            task.holder = None
+        self.link.ended(self, seconds)
+        return task
+
+
+class Link:
+    """A worker, from its start to its end.
+
+    :param number: of the worker in its pool, counted from 1
+    :param grace: seconds between the steps that end a task which will not stop
+    """
+
+    def __init__(
+        self,
+        number: int,
+        started: Started,
+        session: Session,
+        *,
+        seat: Seat,
+        owner: Owner,
+        grace: float,
+    ) -> None:
+        self.number = number
+        self.process: ProcessHandle = started.process
+        self.stderr = started.stderr
+        self.session = session
+        self.seat = seat
+        self.owner = owner
+        self.requests = 0  # of `Pool.request`, which are not tasks
+        self.tasks_done = 0
+        self._grace = grace
+        self._calls = session.connection.exchange.calls
+        self._loop = session.connection.loop
+        self._assigned: deque[Assignment] = deque()
+        self._first_at_death: Assignment | None = None
+        self._ladders: dict[Assignment, asyncio.TimerHandle] = {}
+
+    # -- tasks -----------------------------------------------------------------------------
+
+    def send(self, task: PoolTask[Any], *, quick: bool) -> None:
+        """Give the worker a task.
+
+        :param quick: it is known to be over in a moment
+        """
+        assignment = Assignment(self, task, quick=quick)
+        work = task.work
+        self.seat.take(exclusive=work.exclusive, quick=quick)
+        self._assigned.append(assignment)
+        timeout = None if task.deadline is None else max(0.0, task.deadline - monotonic())
+        metadata = None if work.context is None else {"context": work.context}
+        try:
+            assignment.answer_id = self._calls.begin(
+                assignment, work.method, work.params, timeout, metadata=metadata
+            )
+        except SessionClosed:
+            # The worker has just gone: its task has not begun.
+            assignment.task = None
+            assignment.has_ended = True
+            self.ended(assignment, 0.0)
+            self.owner.returned(task)
+            return
+        except IPCError as error:
+            assignment.set_exception(error)
+            return
+        task.holder = self
+        if task.wants_progress:
+            self.watch(task)
+
+    def watch(self, task: PoolTask[Any]) -> None:
+        """See `asyncipc.pool.task.Holder`."""
+        assignment = self._assignment_of(task)
+        if assignment is not None:
+            self._calls.watch(assignment.answer_id, task.update)
+
+    def give_up(self, task: PoolTask[Any]) -> None:
+        """See `asyncipc.pool.task.Holder`."""
+        assignment = self._assignment_of(task)
+        if assignment is not None:
+            assignment.task = None
+            self.stop(assignment)
+            self._calls.abandon(assignment.answer_id)
+
+    def stop(self, assignment: Assignment) -> None:
+        """A task is to end; if it will not, the worker does, when it is that task's turn."""
+        if assignment.quick:
+            assignment.quick = False
+            self.seat.slow += 1
+        if self.has_begun(assignment):
+            self._climb(assignment)
+
+    def has_begun(self, assignment: Assignment) -> bool:
+        """Whether a task may have begun: of plain functions only the first of those not ended."""
+        return not assignment.work.exclusive or assignment is self._assigned[0]
+
+    def had_begun(self, assignment: Assignment) -> bool:
+        """`has_begun` when the worker died, of which its tasks hear one after the other."""
+        if self._first_at_death is None:
+            self._first_at_death = self._assigned[0]
+        return not assignment.work.exclusive or assignment is self._first_at_death
+
+    def ended(self, assignment: Assignment, seconds: float) -> None:
+        """A task that the worker had is over."""
+        self._calls.unwatch(assignment.answer_id)
+        ladder = self._ladders.pop(assignment, None)
+        if ladder is not None:
+            ladder.cancel()
+        with contextlib.suppress(ValueError):
+            self._assigned.remove(assignment)
+        self.seat.leave(quick=assignment.quick)
+        self.tasks_done += 1
+        if self._assigned and self._assigned[0].task is None and not self._ladders:
+            self._climb(self._assigned[0])  # it was given up before it could begin
+        self.owner.released(self, assignment.work, seconds)
+
+    def death_of(self, name: str, error: SessionClosed) -> WorkerDied:
+        """What is told to who waits for a task that died with the worker."""
+        return WorkerDied(
+            f"the worker (pid {self.process.pid}) died while it ran {name}",
+            exit_code=getattr(error, "exit_code", None),
+            signal=getattr(error, "signal", None),
+            stderr_tail=getattr(error, "stderr_tail", ""),
+        )
+
+    def cancel_all(self) -> None:
+        """Give up every task it has."""
+        for assignment in list(self._assigned):
+            if assignment.task is not None:
+                assignment.task.cancel()
+
+    @property
+    def is_idle(self) -> bool:
+        """It has nothing to do."""
+        return self.seat.load == 0 and self.requests == 0
+
+    def _assignment_of(self, task: PoolTask[Any]) -> Assignment | None:
+        return next((one for one in self._assigned if one.task is task), None)
+
+    # -- the ladder ------------------------------------------------------------------------
+
+    def _climb(self, assignment: Assignment) -> None:
+        if assignment not in self._ladders:
+            self._ladders[assignment] = self._loop.call_later(
+                self._grace, self._terminate, assignment
+            )
+
+    def _terminate(self, assignment: Assignment) -> None:
+        self.process.terminate_once()
+        self._ladders[assignment] = self._loop.call_later(self._grace, self.process.kill)
+
+
+class Worker:
+    """A worker of a pool, as the application sees it (`Pool.workers`)."""
+
+    def __init__(self, link: Link, resume: Callable[[], None]) -> None:
+        self._link = link
+        self._resume = resume
+
+    @property
+    def number(self) -> int:
+        """Counted from 1; a replacement has a number of its own."""
+        return self._link.number
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._link.process.pid
+
+    @property
+    def state(self) -> str:
+        """``"starting"``, ``"idle"``, ``"busy"``, ``"paused"``, ``"retiring"`` or ``"ended"``."""
+        state = self._link.seat.state
+        if state is WorkerState.READY:
+            return "idle" if self._link.is_idle else "busy"
+        return str(state.value)
+
+    @property
+    def tasks_done(self) -> int:
+        """How many tasks it has ended, in whichever way."""
+        return self._link.tasks_done
+
+    @property
+    def tasks_running(self) -> int:
+        """How many tasks it has now, those included that wait in it for their turn."""
+        return self._link.seat.load
+
+    @property
+    def rss(self) -> int | None:
+        """Bytes of physical memory, those shared with others included; None if unknown."""
+        return resident_memory(self.pid)
+
+    @property
+    def cpu_time(self) -> float | None:
+        """Seconds of processor time that it has used; None if unknown."""
+        return cpu_time(self.pid)
+
+    def pause(self) -> None:
+        """Give it no more tasks until `resume`. What it has goes on.
+
+        :raises ValueError: it is not ready
+        """
+        self._link.seat.become(WorkerState.PAUSED)
+
+    def resume(self) -> None:
+        """The reverse of `pause`.
+
+        :raises ValueError: it is not paused
+        """
+        self._link.seat.become(WorkerState.READY)
+        self._resume()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.number} pid {self.pid} {self.state}>"
+
+
+def timed_out(task: PoolTask[Any]) -> TaskTimeout:
+    """What is told to who waits for a task that did not end in time."""
+    return TaskTimeout(f"no result of {task.work.name} within {task.timeout:g} s")

@@ -1,0 +1,211 @@
+"""Functions, arguments and outcomes on their way between the application and a worker: pickled.
+
+Protocol 5, with large buffers out of band: they travel as attachments. Only private socket pairs
+between processes of one application carry this; nothing that listens on an address ever unpickles.
+
+Layer 4, inside the pool. Below: errors.
+"""
+
+import pickle
+import traceback
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType, TracebackType
+from typing import Any, Final, cast
+
+from asyncipc.errors import DecodeError, EncodeError, RemoteError, RequestCancelled
+
+__all__ = [
+    "Failure",
+    "FunctionCache",
+    "FunctionNames",
+    "dump",
+    "dump_arguments",
+    "dump_failure",
+    "function_name",
+    "load",
+    "load_failure",
+]
+
+PROTOCOL: Final = 5
+
+# A buffer of fewer bytes is copied into the pickle: that is cheaper than handling one more.
+OUT_OF_BAND: Final = 16 * 1024
+
+# Functions remembered by each side. A program has few that it gives to a pool.
+MAX_FUNCTIONS: Final = 1024
+
+# What a failure travels as: the exception pickled or None, its type, message, traceback and notes.
+Failure = list[Any]
+
+
+def dump(value: Any) -> list[Any]:
+    """Pickle a value.
+
+    :returns: the pickle, a text with one character for each buffer behind it (``w`` for one that
+        can be written to, else ``r``), and the buffers
+    """
+    buffers: list[pickle.PickleBuffer] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        with memoryview(buffer) as view:
+            if view.nbytes < OUT_OF_BAND or not view.contiguous:
+                return True
+        buffers.append(buffer)
+        return False
+
+    data = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
+    if not buffers:
+        return [data, ""]
+    views = [buffer.raw() for buffer in buffers]
+    return [data, "".join("r" if view.readonly else "w" for view in views), *views]
+
+
+def dump_arguments(arguments: Any, name: str) -> list[Any]:
+    """`dump` for what a function is to be called with.
+
+    :param name: the function
+    :raises EncodeError: something among the arguments cannot be pickled
+    """
+    try:
+        return dump(arguments)
+    except Exception as error:
+        raise EncodeError(f"the arguments for {name} cannot be pickled: {error}") from error
+
+
+def load(dumped: list[Any]) -> Any:
+    """The reverse of `dump`. What unpickling raises is raised."""
+    if len(dumped) == 2:
+        return pickle.loads(dumped[0])  # noqa: S301 - see the module's docstring
+    data, kinds, *buffers = dumped
+    owned = [
+        bytearray(buffer) if kind == "w" else buffer
+        for kind, buffer in zip(kinds, buffers, strict=True)
+    ]
+    return pickle.loads(data, buffers=owned)  # noqa: S301 - see the module's docstring
+
+
+class FunctionNames:
+    """The application's side: functions pickled, those that go by their name only once each."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, bytes] = {}
+
+    def dump(self, function: Callable[..., Any]) -> bytes:
+        """The pickle of a function.
+
+        :raises EncodeError: it has none
+        """
+        known = self._known.get(function) if isinstance(function, _NAMED) else None
+        if known is not None:
+            return known
+        try:
+            data = pickle.dumps(function, PROTOCOL)
+        except Exception as error:
+            raise EncodeError(
+                f"{function_name(function)} cannot be given to a worker: {error}; it must be "
+                "importable by its name, or picklable (no lambda, no function inside a function)"
+            ) from error
+        if isinstance(function, _NAMED):
+            if len(self._known) >= MAX_FUNCTIONS:
+                self._known.clear()
+            self._known[function] = data
+        return data
+
+
+class FunctionCache:
+    """A worker's side: functions by their pickle, those that go by their name only once each."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Callable[..., Any]] = {}
+
+    def load(self, data: bytes) -> Callable[..., Any]:
+        """The function.
+
+        :raises DecodeError: it is not to be found here
+        """
+        function = self._known.get(data)
+        if function is not None:
+            return function
+        try:
+            function = cast(
+                "Callable[..., Any]",
+                pickle.loads(data),  # noqa: S301 - see the module's docstring
+            )
+        except Exception as error:
+            raise DecodeError(
+                f"the worker cannot find the function: {type(error).__name__}: {error}. It must be "
+                "importable there: what is defined in an interactive session, or after the pool "
+                "was started, is not"
+            ) from error
+        if isinstance(function, _NAMED):
+            if len(self._known) >= MAX_FUNCTIONS:
+                self._known.clear()
+            self._known[data] = function
+        return function
+
+
+_NAMED = (FunctionType, BuiltinFunctionType)
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """A function as it is named in errors and logs."""
+    name = getattr(function, "__qualname__", None)
+    module = getattr(function, "__module__", None)
+    return f"{module}.{name}" if name and module else f"{function!r:.80}"
+
+
+def dump_failure(error: BaseException) -> Failure:
+    """An exception, whatever it is, in a form that can be sent; never raises."""
+    try:
+        trace = _without_library(error.__traceback__)
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as failure:  # noqa: BLE001 - formatting calls methods of the user's class
+        text = f"<its traceback could not be formatted: {type(failure).__name__}>"
+    try:
+        message = str(error)
+    except Exception as failure:  # noqa: BLE001 - likewise
+        message = f"<its __str__ raised {type(failure).__name__}>"
+    data = None
+    # What ends a process or a task does not do so in the application.
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        try:
+            data = pickle.dumps(error, PROTOCOL)
+        except Exception:  # noqa: BLE001 - then the description has to do
+            data = None
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
+    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
+    cleaned = [part.encode("utf-8", "backslashreplace").decode() for part in (message, text)]
+    return [data, name, *cleaned, notes]
+
+
+def load_failure(failure: Failure) -> Exception:
+    """The exception itself, caused by a report with the remote traceback; or the report alone."""
+    data, name, message, text, notes = failure
+    if name == "asyncio.exceptions.CancelledError":
+        return RequestCancelled("the task was cancelled in the worker, and not by its caller")
+    report = RemoteError(message, type=name, traceback=text, notes=notes)
+    if data is None:
+        return report
+    try:
+        error = pickle.loads(data)  # noqa: S301 - see the module's docstring
+    except Exception as failed:  # noqa: BLE001 - a class of the user's may raise anything
+        report.add_note(f"(the exception itself cannot be unpickled here: {failed!r:.200})")
+        return report
+    if not isinstance(error, Exception):
+        return report
+    error.__cause__ = report
+    return error
+
+
+def _without_library(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames that lead to the function: they tell the caller nothing."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
+        "asyncipc.pool."
+    ):
+        trace = trace.tb_next
+    return trace
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,129 @@
+"""Who is in the pool and who gets the next task: pure, so that it can be tried without a process.
+
+Layer 4, inside the pool. Above: the scheduler and the supervisor.
+"""
+
+import enum
+from typing import Final
+
+__all__ = ["Roster", "Seat", "WorkerState"]
+
+
+class WorkerState(enum.Enum):
+    """The life of a worker.
+
+    ::
+
+        STARTING -> READY <-> PAUSED
+                      |          |
+                      +-> RETIRING -> ENDED   (from every state, by a death)
+    """
+
+    STARTING = "starting"
+    READY = "ready"
+    PAUSED = "paused"
+    RETIRING = "retiring"
+    ENDED = "ended"
+
+
+_NEXT: Final[dict[WorkerState, frozenset[WorkerState]]] = {
+    WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.RETIRING, WorkerState.ENDED}),
+    WorkerState.READY: frozenset({WorkerState.PAUSED, WorkerState.RETIRING, WorkerState.ENDED}),
+    WorkerState.PAUSED: frozenset({WorkerState.READY, WorkerState.RETIRING, WorkerState.ENDED}),
+    WorkerState.RETIRING: frozenset({WorkerState.ENDED}),
+    WorkerState.ENDED: frozenset(),
+}
+
+
+class Seat:
+    """The place of one worker.
+
+    :ivar state: see `WorkerState`
+    :ivar load: tasks that it has and that have not ended
+    :ivar slow: of these, those that are not known to be over in a moment
+    :ivar is_exclusive: what it has are plain functions, which run one at a time
+    :ivar taken: tasks that it ever got
+    :ivar limit: how many it may get in all; None: any number
+    """
+
+    __slots__ = ("is_exclusive", "limit", "load", "slow", "state", "taken")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.state: WorkerState = WorkerState.STARTING
+        self.load: int = 0
+        self.slow: int = 0
+        self.is_exclusive: bool = False
+        self.taken: int = 0
+        self.limit: int | None = limit
+
+    def become(self, state: WorkerState) -> None:
+        """Go on to a state.
+
+        :raises ValueError: there is no way from here to there
+        """
+        if state not in _NEXT[self.state]:
+            raise ValueError(f"a worker that is {self.state.value} cannot become {state.value}")
+        self.state = state
+
+    @property
+    def takes_tasks(self) -> bool:
+        """It is ready and has not had all it may have."""
+        return self.state is WorkerState.READY and (self.limit is None or self.taken < self.limit)
+
+    def take(self, *, exclusive: bool, quick: bool) -> None:
+        """It gets a task."""
+        self.load += 1
+        self.slow += not quick
+        self.taken += 1
+        self.is_exclusive = exclusive
+
+    def leave(self, *, quick: bool) -> None:
+        """A task of it has ended."""
+        self.load -= 1
+        self.slow -= not quick
+
+
+class Roster:
+    """The seats of a pool.
+
+    :param concurrency: async functions that one worker may run at once
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self.seats: list[Seat] = []
+
+    def pick(self, *, exclusive: bool, ahead: int) -> Seat | None:
+        """Who gets a task: the one with the least to do that may have it, or nobody yet.
+
+        :param exclusive: the task is a plain function, which needs a worker to itself
+        :param ahead: how many such tasks may wait in a worker that is busy with another
+        """
+        best = None
+        for seat in self.seats:
+            if not seat.takes_tasks:
+                continue
+            if seat.load == 0:
+                return seat
+            if seat.is_exclusive is not exclusive:
+                continue
+            room = self._concurrency
+            if exclusive:  # behind something slow it would wait while others have nothing to do
+                room = 0 if seat.slow else 1 + ahead
+            if seat.load < room and (best is None or seat.load < best.load):
+                best = seat
+        return best
+
+    def least_loaded(self) -> Seat | None:
+        """Who gets a request that needs no worker to itself."""
+        ready = [seat for seat in self.seats if seat.state is WorkerState.READY]
+        return min(ready, key=_load, default=None)
+
+    def to_retire(self, count: int) -> list[Seat]:
+        """The seats to give up where there are ``count`` too many: those with the least to do."""
+        present = [seat for seat in self.seats if seat.state is not WorkerState.RETIRING]
+        return sorted(present, key=_load)[:count] if count > 0 else []
+
+
+def _load(seat: Seat) -> int:
+    return seat.load

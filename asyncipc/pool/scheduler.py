@@ -1,0 +1,199 @@
+"""Which task goes to which worker, and when.
+
+Tasks wait here, in the order given, while no worker may have them. Whoever has a task hears at once
+when nobody waits for it any longer, be it the queue or a worker.
+
+Layer 4, inside the pool. Above: the pool. Below: link, roster, policy, task.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from asyncipc.errors import Busy, PoolError
+from asyncipc.pool.link import Link, timed_out
+from asyncipc.pool.policy import Durations
+from asyncipc.pool.roster import Roster, Seat, WorkerState
+from asyncipc.pool.task import PoolTask, Work
+from asyncipc.session.deadlines import Deadlines
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """The tasks of a pool that wait, and the workers that could have them.
+
+    :param concurrency: async functions that one worker runs at once
+    :param max_queued: tasks that may wait
+    :param on_change: called when a worker got a task, and when it ended one
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        concurrency: int,
+        max_queued: int,
+        on_change: Callable[[Link], None],
+    ) -> None:
+        self._loop = loop
+        self._max_queued = max_queued
+        self._on_change = on_change
+        self._waiting: OrderedDict[int, PoolTask[Any]] = OrderedDict()
+        self._returned: list[PoolTask[Any]] = []
+        self._deadlines = Deadlines(loop, self._waiting, self._expire)
+        self._durations = Durations()
+        self._links: dict[Seat, Link] = {}
+        self._readiness: list[asyncio.Future[None]] = []
+        self.roster: Roster = Roster(concurrency)
+        self.moved: int = 0
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait for a worker."""
+        return len(self._waiting) + len(self._returned)
+
+    @property
+    def links(self) -> list[Link]:
+        """The workers, in the order they came."""
+        return list(self._links.values())
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def add(self, link: Link) -> None:
+        """A worker is ready."""
+        link.seat.become(WorkerState.READY)
+        self._links[link.seat] = link
+        self.roster.seats.append(link.seat)
+        waiting, self._readiness = self._readiness, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        self.give_out()
+
+    def remove(self, link: Link) -> None:
+        """A worker is gone."""
+        if self._links.pop(link.seat, None) is not None:
+            self.roster.seats.remove(link.seat)
+
+    async def least_loaded(self) -> Link:
+        """The worker with the least to do, as soon as there is one."""
+        while (seat := self.roster.least_loaded()) is None:
+            future = self._loop.create_future()
+            self._readiness.append(future)
+            await future
+        return self._links[seat]
+
+    # -- tasks -----------------------------------------------------------------------------
+
+    def submit(self, task: PoolTask[Any]) -> None:
+        """Give a task to a worker, or let it wait for one.
+
+        :raises Busy: too many wait already
+        """
+        if not self._waiting:
+            if self._place(task):
+                return
+        elif len(self._waiting) >= self._max_queued:
+            raise Busy(
+                f"{len(self._waiting)} tasks wait for a worker already; max_queued is "
+                f"{self._max_queued}"
+            )
+        self._waiting[task.number] = task
+        task.holder = self
+        if task.deadline is not None and task.timeout is not None:
+            self._deadlines.add(task.number, task.deadline, task.work.name, task.timeout)
+
+    def give_out(self) -> None:
+        """Give waiting tasks to workers that may have them."""
+        waiting = self._waiting
+        while waiting:
+            task = next(iter(waiting.values()))
+            # Taken out first: what follows may give out others.
+            del waiting[task.number]
+            if not self._place(task):
+                waiting[task.number] = task
+                waiting.move_to_end(task.number, last=False)
+                return
+
+    def give_up(self, task: PoolTask[Any]) -> None:
+        """See `asyncipc.pool.task.Holder`."""
+        self._waiting.pop(task.number, None)
+
+    def watch(self, task: PoolTask[Any]) -> None:
+        """See `asyncipc.pool.task.Holder`: a task that waits makes no progress."""
+
+    def released(self, link: Link, work: Work, seconds: float) -> None:
+        """See `asyncipc.pool.link.Owner`."""
+        if work.key is not None:
+            self._durations.note(work.key, seconds)
+        self._on_change(link)
+        if self._waiting:
+            self.give_out()
+
+    def returned(self, task: PoolTask[Any]) -> None:
+        """See `asyncipc.pool.link.Owner`."""
+        self.moved += 1
+        if not self._returned:
+            # Not at once: the worker that it comes from hears of its own death right now.
+            self._loop.call_soon(self._take_back)
+        self._returned.append(task)
+
+    def cancel_all(self) -> None:
+        """Give up every task."""
+        self._take_back()
+        for task in list(self._waiting.values()):
+            task.cancel()
+        for link in self._links.values():
+            link.cancel_all()
+
+    def fail_all(self, make_error: Callable[[], PoolError]) -> None:
+        """There is no worker for those that wait, and there will be none."""
+        self._take_back()
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        for task in waiting:
+            task.holder = None
+            task.fail(make_error())
+        readiness, self._readiness = self._readiness, []
+        for future in readiness:
+            if not future.done():
+                future.set_exception(make_error())
+
+    def close(self) -> None:
+        """There will be no more tasks."""
+        self._deadlines.close()
+
+    def _take_back(self) -> None:
+        returned, self._returned = self._returned, []
+        returned.sort(key=_number, reverse=True)
+        for task in returned:
+            if task.done():
+                continue
+            self._waiting[task.number] = task
+            self._waiting.move_to_end(task.number, last=False)
+            task.holder = self
+            if task.deadline is not None and task.timeout is not None:
+                self._deadlines.add(task.number, task.deadline, task.work.name, task.timeout)
+        self.give_out()
+
+    def _place(self, task: PoolTask[Any]) -> bool:
+        """Give a task to a worker; False if none may have it now."""
+        work = task.work
+        ahead = self._durations.ahead(work.key) if work.key is not None else 0
+        seat = self.roster.pick(exclusive=work.exclusive, ahead=ahead)
+        if seat is None:
+            return False
+        link = self._links[seat]
+        link.send(task, quick=ahead > 0)
+        self._on_change(link)
+        return True
+
+    def _expire(self, number: int, _name: str, _timeout: float) -> None:
+        task = self._waiting.pop(number)
+        task.holder = None
+        task.fail(timed_out(task))
+
+
+def _number(task: PoolTask[Any]) -> int:
+    return task.number

@@ -1,0 +1,264 @@
+"""A task of the pool, from when it is given until its outcome is known.
+
+Layer 4, inside the pool. Above: the pool, the scheduler, the links to workers. Below: payload.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from asyncipc.errors import DecodeError
+from asyncipc.pool.jobs import RUN
+from asyncipc.pool.payload import Failure, load, load_failure
+from asyncipc.session.context import Progress
+from asyncipc.session.progress import OnProgress, ProgressRelay
+
+__all__ = ["PoolTask", "Work"]
+
+Result = TypeVar("Result")
+
+# Updates kept for each reader of `PoolTask.progress` that is slower than they come: these oldest
+# and the latest.
+MAX_KEPT: Final = 256
+
+
+class Work:
+    """What a worker is to do.
+
+    :ivar method: `asyncipc.pool.jobs.RUN` or ``MAP``
+    :ivar params: what the worker gets with it; the first is the function's pickle
+    :ivar context: context variables, pickled, or None
+    :ivar name: the function, for errors
+    :ivar exclusive: it is a plain function, which needs a worker to itself
+    :ivar key: what its duration is remembered under, or None where that tells nothing
+    """
+
+    __slots__ = ("context", "exclusive", "key", "method", "name", "params")
+
+    def __init__(
+        self, method: str, params: list[Any], context: bytes | None, name: str, *, exclusive: bool
+    ) -> None:
+        self.method = method
+        self.params = params
+        self.context = context
+        self.name = name
+        self.exclusive = exclusive
+        self.key: bytes | None = params[0] if method == RUN else None
+
+
+class Holder(Protocol):
+    """Who has a task: the queue, or a worker."""
+
+    def give_up(self, task: "PoolTask[Any]") -> None:
+        """Nobody waits for it any longer."""
+
+    def watch(self, task: "PoolTask[Any]") -> None:
+        """Somebody wants its progress."""
+
+
+class PoolTask(Generic[Result]):
+    """A call that was given to a pool; made by `Pool.submit`.
+
+    ``await task`` waits for the result. If who awaits it is cancelled, so is the task.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_future",
+        "_has_failed",
+        "_readers",
+        "_relay",
+        "deadline",
+        "holder",
+        "number",
+        "on_done",
+        "retries",
+        "seconds",
+        "timeout",
+        "work",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        work: Work,
+        *,
+        timeout: float | None,
+        retries: int,
+        on_progress: OnProgress | None,
+        on_done: Callable[["PoolTask[Any]"], None],
+    ) -> None:
+        self._future: asyncio.Future[Result] = loop.create_future()
+        self._relay = None if on_progress is None else ProgressRelay(self._future, on_progress)
+        self._readers: tuple[_Reader, ...] = ()
+        self.number = number
+        self.work = work
+        self.timeout = timeout
+        self.deadline = None if timeout is None else monotonic() + timeout
+        self.retries = retries
+        self.holder: Holder | None = None
+        self.on_done = on_done
+        self.seconds: float = 0.0
+        self._has_failed = False
+
+    # -- for who gave it -------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        """Wait for the result; see `Pool.run` for what it raises."""
+        try:
+            if self._relay is None:
+                return (yield from self._future.__await__())
+            return (yield from self._relayed().__await__())
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def cancel(self) -> bool:
+        """Give it up: who awaits it gets `asyncio.CancelledError`, and its work is stopped.
+
+        An ``async def`` sees `asyncio.CancelledError`, a plain function can look at
+        `Call.cancelled`; one that goes on after the pool's ``grace`` is ended with its worker.
+
+        :returns: False if it was over already
+        """
+        # The future is cancelled before this where it was awaited and who did so was.
+        if self._future.done() and self.holder is None:
+            return False
+        self._future.cancel()
+        self._is_over()
+        return True
+
+    def done(self) -> bool:
+        """Whether there is a result, an error, or it was cancelled."""
+        return self._future.done()
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._future.cancelled()
+
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self._has_failed
+
+    def add_done_callback(self, callback: Callable[["PoolTask[Result]"], object]) -> None:
+        """Call ``callback`` with this task when it is over, in a turn of the loop of its own."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+    async def progress(self) -> AsyncIterator[Progress]:
+        """The updates from now on, in order, until the task is over.
+
+        Who reads slower than they come gets the oldest `MAX_KEPT` that it has not read, and the
+        latest.
+        """
+        reader = _Reader(self._future.get_loop())
+        if self._future.done():
+            return
+        self._readers += (reader,)
+        if self.holder is not None:
+            self.holder.watch(self)
+        try:
+            while True:
+                while reader.updates:
+                    yield reader.updates.popleft()
+                if self._future.done():
+                    return
+                await reader.news()
+        finally:
+            self._readers = tuple(other for other in self._readers if other is not reader)
+
+    def __repr__(self) -> str:
+        state = "running or waiting"
+        if self._future.cancelled():
+            state = "cancelled"
+        elif self._future.done():
+            state = "failed" if self._has_failed else "done"
+        return f"<PoolTask {self.work.name} {state}>"
+
+    async def _relayed(self) -> Result:
+        assert self._relay is not None
+        try:
+            result: Result = await self._relay.run()
+        except BaseException:
+            self.cancel()  # also where on_progress itself failed
+            await self._relay.stop()
+            raise
+        return result
+
+    # -- for who has it --------------------------------------------------------------------
+
+    @property
+    def wants_progress(self) -> bool:
+        """Whether anybody looks at its progress."""
+        return self._relay is not None or bool(self._readers)
+
+    def update(self, progress: Progress) -> None:
+        """Progress came."""
+        for reader in self._readers:
+            reader.add(progress)
+        if self._relay is not None:
+            self._relay.update(progress)
+
+    def resolve(self, dumped: list[Any]) -> None:
+        """Its result came."""
+        if self._future.done():
+            self._is_over()
+            return
+        try:
+            result = load(dumped)
+        except Exception as error:  # noqa: BLE001 - a class of the user's may raise anything
+            failure = DecodeError(f"the result of {self.work.name} cannot be unpickled: {error!r}")
+            failure.__cause__ = error
+            self.fail(failure)
+            return
+        self._future.set_result(result)
+        self._is_over()
+
+    def reject(self, failure: Failure) -> None:
+        """What it raised came."""
+        self.fail(load_failure(failure))
+
+    def fail(self, error: Exception) -> None:
+        """It ends with an error."""
+        if not self._future.done():
+            self._has_failed = True
+            self._future.set_exception(error)
+        self._is_over()
+
+    def _is_over(self) -> None:
+        for reader in self._readers:
+            reader.wake()
+        holder, self.holder = self.holder, None
+        if holder is not None:
+            holder.give_up(self)
+        self.on_done(self)
+
+
+class _Reader:
+    """One reader of a task's progress."""
+
+    __slots__ = ("_loop", "_waiting", "updates")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: asyncio.Future[None] | None = None
+        self.updates: deque[Progress] = deque()
+
+    def add(self, progress: Progress) -> None:
+        """An update came."""
+        if len(self.updates) > MAX_KEPT:
+            self.updates.pop()
+        self.updates.append(progress)
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something new, or nothing more."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def news(self) -> None:
+        """Wait for `wake`."""
+        self._waiting = self._loop.create_future()
+        await self._waiting

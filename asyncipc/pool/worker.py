@@ -1,0 +1,185 @@
+"""A worker: a process with a loop and one session, that runs what the application sends.
+
+It imports little: the session and below. It ends when the session does, by SIGTERM, and with the
+application, whatever it is doing (its lifeline).
+
+Layer 4, inside the pool. Above: the zygote, which forks it; or it is a program of its own. Below:
+jobs, logs, main_module, session, transport.
+"""
+
+import asyncio
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from asyncipc.config import Limits, Timeouts
+from asyncipc.errors import DecodeError
+from asyncipc.pool import logs
+from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, Jobs
+from asyncipc.pool.main_module import import_main
+from asyncipc.pool.payload import dump_failure
+from asyncipc.process.lifeline import arm_inherited_lifeline
+from asyncipc.runner import run
+from asyncipc.session.handlers import Handler, Handlers
+from asyncipc.session.session import Session
+from asyncipc.session.settings import SessionSettings
+from asyncipc.transport.sockets import SocketTransport
+from asyncipc.wire.framing import new_read_buffer
+from asyncipc.wire.handshake import Role
+from asyncipc.wire.msgpack_codec import MessagePack
+
+__all__ = ["BEGIN", "LOG", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
+
+# The request that makes a worker ready, and the notifications it sends.
+BEGIN: Final = "begin"
+LOG: Final = "log"
+TOO_LARGE: Final = "too_large"
+
+# Both ends are our own: nothing to protect from the other. The application may be busy for long.
+LIMITS: Final = Limits(max_message=2**40, max_requests=2**20, max_depth=2**20)
+TIMEOUTS: Final = Timeouts(handshake=120.0)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a worker is told first.
+
+    :ivar initializer: called before anything else is run, with ``initargs``
+    :ivar service: an object with ``__handlers__``, or what returns one when it is called
+    :ivar niceness: added to that of the process
+    :ivar max_memory: bytes of private memory above which the application is told
+    :ivar log_levels: see `asyncipc.pool.logs.logger_levels`
+    """
+
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    service: Any = None
+    niceness: int = 0
+    max_memory: int | None = None
+    log_levels: dict[str, int] = field(default_factory=dict)
+
+
+def new_settings() -> SessionSettings:
+    """The settings of a session between application and worker, on either side."""
+    return SessionSettings(
+        codec="msgpack",
+        codecs={"msgpack": MessagePack},
+        limits=LIMITS,
+        timeouts=TIMEOUTS,
+        timeout=None,
+        request_ids=None,
+        tracebacks=True,
+        read_buffer=new_read_buffer(),
+    )
+
+
+def serve(end: socket.socket) -> int:
+    """Run a worker on its end of a socket pair; returns its exit code."""
+    worker = _Worker()
+    signal.signal(signal.SIGTERM, worker.terminate)
+    try:
+        run(worker.serve(end))
+    finally:
+        if worker.is_terminating:
+            # So that it shows who ended this process.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+
+
+def main(descriptor: int) -> NoReturn:
+    """The program of a worker that is not forked from a zygote."""
+    arm_inherited_lifeline()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the application's to hear
+    sys.exit(serve(socket.socket(fileno=descriptor)))
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.is_terminating = False
+        self._thread = threading.get_ident()
+
+    def terminate(self, _number: int, _frame: FrameType | None) -> None:
+        """SIGTERM came: end what runs as ``sys.exit`` does, so that it may clean up."""
+        self.is_terminating = True
+        raise SystemExit(128 + signal.SIGTERM)
+
+    async def serve(self, end: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handlers = Handlers()
+        transport = SocketTransport(end, description="the application")
+        session = Session(transport, Role.LISTENING, new_settings(), self._handlers)
+        exchange = session.connection.exchange
+        self._jobs = Jobs(exchange.dispatch, transport.read_available, self._check)
+        self._notifications = exchange.notifications
+        self._outbox = exchange.outbox
+        for method in (RUN, MAP):
+            self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
+        self._handlers.requests.add(Handler(BEGIN, self._begin))
+        await session.start()
+        await session.wait_closed()
+
+    def _check(self) -> None:
+        if self.is_terminating:  # and what ran has caught the SystemExit
+            raise SystemExit(128 + signal.SIGTERM)
+
+    async def _begin(
+        self, main: dict[str, str], argv: list[str], preload: list[str], setup: bytes
+    ) -> list[Any]:
+        """Get ready. Answers like a job does: what fails may be any code of the user's.
+
+        :param main: how to import the main module; empty where the zygote has done it
+        :param argv: the application's arguments
+        :param preload: modules to import, where the zygote has not
+        :param setup: a `WorkerSetup`, pickled
+        """
+        try:
+            sys.argv[:] = argv
+            for module in preload:
+                import_module(module)
+            import_main(main)
+            self._set_up(setup)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the application
+            return [FAILURE, 0.0, *dump_failure(error)]
+        return [RESULT, 0.0]
+
+    def _set_up(self, pickled: bytes) -> None:
+        try:
+            setup: WorkerSetup = pickle.loads(pickled)  # noqa: S301 - see `payload`
+        except Exception as error:
+            raise DecodeError(
+                f"the worker cannot unpickle the initializer or service: {error!r}"
+            ) from error
+        if setup.niceness:
+            os.nice(setup.niceness)
+        logs.forward_logs(setup.log_levels, self._post_log)
+        if setup.max_memory is not None:
+            self._jobs.max_memory = setup.max_memory
+            self._jobs.on_too_large = self._tell_size
+        if setup.initializer is not None:
+            setup.initializer(*setup.initargs)
+        if setup.service is not None:
+            provider = setup.service() if callable(setup.service) else setup.service
+            self._handlers.register(provider)
+
+    def _post_log(self, record: bytes) -> bool:
+        if threading.get_ident() == self._thread:
+            return self._post(LOG, record)
+        self._loop.call_soon_threadsafe(self._post, LOG, record)
+        return True
+
+    def _tell_size(self, size: int) -> None:
+        self._post(TOO_LARGE, size)
+
+    def _post(self, method: str, parameter: Any) -> bool:
+        posted = self._notifications.post(method, [parameter])
+        self._outbox.flush()
+        return posted
