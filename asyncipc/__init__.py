@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from asyncipc.peer.peer import Peer, memory_pair
     from asyncipc.peer.server import Server
     from asyncipc.pool.link import Worker
-    from asyncipc.pool.pool import Pool, PoolStatistics
+    from asyncipc.pool.pool import Pool
+    from asyncipc.pool.statistics import PoolStatistics
     from asyncipc.pool.task import PoolTask
     from asyncipc.runner import run
     from asyncipc.session.context import Call, Progress, current_call, progress
@@ -147,7 +148,8 @@ _MODULES = {
     "asyncipc.peer.peer": ("Peer", "memory_pair"),
     "asyncipc.peer.server": ("Server",),
     "asyncipc.pool.link": ("Worker",),
-    "asyncipc.pool.pool": ("Pool", "PoolStatistics"),
+    "asyncipc.pool.pool": ("Pool",),
+    "asyncipc.pool.statistics": ("PoolStatistics",),
     "asyncipc.pool.task": ("PoolTask",),
     "asyncipc.runner": ("run",),
     "asyncipc.session.context": ("Call", "Progress", "current_call", "progress"),

@@ -25,7 +25,8 @@ from asyncipc.errors import (
 from asyncipc.pool.jobs import RESULT
 from asyncipc.pool.roster import Seat, WorkerState
 from asyncipc.pool.starting import Started
-from asyncipc.pool.task import PoolTask, Work
+from asyncipc.pool.task import PoolTask
+from asyncipc.pool.work import Work
 from asyncipc.process.handle import ProcessHandle
 from asyncipc.process.usage import cpu_time, resident_memory
 from asyncipc.session.session import Session

@@ -38,35 +38,69 @@ async def map_items(
     :param workers: how many may be at work
     :param chunk_size: items in a chunk; None: as many as is good
     """
-    sizer = ChunkSizer(workers, _length(items)) if chunk_size is None else None
-    source = _Source(items)
-    under_way: dict[PoolTask[Outcome], int] = {}  # and how many items each has, in order
-    finished: asyncio.Queue[PoolTask[Outcome]] = asyncio.Queue()
+    chunks = _Chunks(submit, items, workers, ordered=ordered, chunk_size=chunk_size)
     try:
-        while True:
-            while not source.is_over and len(under_way) <= workers * CHUNKS_AHEAD:
-                if sizer is not None and not sizer.is_informed and len(under_way) >= workers:
-                    break  # let the first tell how long an item takes
-                chunk = await source.take(chunk_size or (sizer.size if sizer is not None else 1))
-                if chunk:
-                    task = submit(chunk)
-                    under_way[task] = len(chunk)
-                    if not ordered:
-                        task.add_done_callback(finished.put_nowait)
-            if not under_way:
-                return
-            task = next(iter(under_way)) if ordered else await finished.get()
+        while (task := await chunks.next_task()) is not None:
             results, failure = await task
-            size = under_way.pop(task)
-            if sizer is not None:
-                sizer.note(size, task.seconds)
+            chunks.took(task)
             for result in results:
                 yield result
             if failure is not None:
                 raise load_failure(failure)
     finally:
-        for task in under_way:
+        chunks.cancel_all()
+
+
+class _Chunks:
+    """The chunks that are under way, and how large the next should be."""
+
+    def __init__(
+        self,
+        submit: Submit,
+        items: Iterable[Any] | AsyncIterable[Any],
+        workers: int,
+        *,
+        ordered: bool,
+        chunk_size: int | None,
+    ) -> None:
+        self._submit = submit
+        self._source = _Source(items)
+        self._workers = workers
+        self._chunk_size = chunk_size
+        self._sizer = ChunkSizer(workers, _length(items))
+        self._under_way: dict[PoolTask[Outcome], int] = {}  # and how many items each has, in order
+        self._finished: asyncio.Queue[PoolTask[Outcome]] | None = None
+        if not ordered:
+            self._finished = asyncio.Queue()
+
+    async def next_task(self) -> PoolTask[Outcome] | None:
+        """The chunk whose results are next; None when all were read."""
+        while not self._source.is_over and self._may_submit():
+            chunk = await self._source.take(self._chunk_size or self._sizer.size)
+            if chunk:
+                task = self._submit(chunk)
+                self._under_way[task] = len(chunk)
+                if self._finished is not None:
+                    task.add_done_callback(self._finished.put_nowait)
+        if not self._under_way:
+            return None
+        if self._finished is not None:
+            return await self._finished.get()
+        return next(iter(self._under_way))
+
+    def took(self, task: PoolTask[Outcome]) -> None:
+        """The results of a chunk are there."""
+        self._sizer.note(self._under_way.pop(task), task.seconds)
+
+    def cancel_all(self) -> None:
+        """Nobody reads what is under way."""
+        for task in self._under_way:
             task.cancel()
+
+    def _may_submit(self) -> bool:
+        if self._chunk_size is None and not self._sizer.is_informed:
+            return len(self._under_way) < self._workers  # these tell how long an item takes
+        return len(self._under_way) <= self._workers * CHUNKS_AHEAD
 
 
 class _Source:

@@ -3,14 +3,17 @@
 Layer 4, inside the pool.
 """
 
+import dataclasses
 import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
-__all__ = ["check_options", "check_retries", "default_start_method"]
+__all__ = ["PoolOptions", "StartMethod", "check_count", "default_start_method"]
+
+StartMethod: TypeAlias = Literal["zygote", "spawn"]
 
 # name: type, lowest, highest, whether None is allowed, unit.
 _NUMBERS: Final[dict[str, tuple[type, float, float, bool, str]]] = {
@@ -23,47 +26,54 @@ _NUMBERS: Final[dict[str, tuple[type, float, float, bool, str]]] = {
     "grace": (float, 0, math.inf, False, "seconds"),
     "niceness": (int, -20, 19, False, "steps"),
     "retries": (int, 0, 2**31, False, "attempts"),
+    "chunk_size": (int, 1, 2**31, True, "items"),
 }
 
 START_METHODS: Final = ("zygote", "spawn")
 
 
-def check_options(**options: Any) -> None:
-    """Check options of `asyncipc.Pool` by their names.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """What a pool was made with; see `asyncipc.Pool`.
 
     :raises TypeError: one is of another type than it should be
     :raises ValueError: one has a value that it cannot have
     """
-    for name, value in options.items():
-        if name == "preload":
-            _check_preload(value)
-        elif name == "start_method":
-            if value is not None and value not in START_METHODS:
-                raise ValueError(f"start_method is one of {START_METHODS}, not {value!r}")
-        else:
-            _check_number(name, value)
+
+    workers: int
+    preload: Sequence[str]
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    service: Any
+    concurrency: int
+    max_tasks: int | None
+    max_rss: int | None
+    max_queued: int
+    spawn_timeout: float
+    grace: float
+    niceness: int
+    start_method: StartMethod | None
+    drain: bool
+    on_stderr: Callable[[str], object]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name in _NUMBERS:
+                check_count(field.name, getattr(self, field.name))
+        names = self.preload
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"preload is a list of names of modules, not {names!r:.60}")
+        if self.start_method is not None and self.start_method not in START_METHODS:
+            raise ValueError(f"start_method is one of {START_METHODS}, not {self.start_method!r}")
+        if self.initializer is not None and not callable(self.initializer):
+            raise TypeError(f"initializer is a function, not {self.initializer!r:.60}")
 
 
-def check_retries(retries: int) -> int:
-    """The number of attempts behind the first, if it is one.
+def check_count(name: str, value: Any) -> None:
+    """Check a number by the name under which it is given.
 
-    :raises TypeError, ValueError: it is not
+    :raises TypeError, ValueError: as `PoolOptions`
     """
-    _check_number("retries", retries)
-    return retries
-
-
-def default_start_method() -> Literal["zygote", "spawn"]:
-    """How workers come to be where nobody asks: forked, where the kernel has all it takes."""
-    has_everything = (
-        sys.platform == "linux"
-        and hasattr(os, "pidfd_open")
-        and hasattr(signal, "pidfd_send_signal")
-    )
-    return "zygote" if has_everything else "spawn"
-
-
-def _check_number(name: str, value: Any) -> None:
     kind, lowest, highest, optional, unit = _NUMBERS[name]
     if value is None and optional:
         return
@@ -74,6 +84,7 @@ def _check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} is from {lowest:g} to {highest:g} {unit}, not {value!r}")
 
 
-def _check_preload(preload: Sequence[Any]) -> None:
-    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
-        raise TypeError(f"preload is a list of names of modules, not {preload!r:.60}")
+def default_start_method() -> StartMethod:
+    """How workers come to be where nobody asks: forked, where the kernel has all it takes."""
+    has_pidfds = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
+    return "zygote" if sys.platform == "linux" and has_pidfds else "spawn"

@@ -3,73 +3,28 @@
 Layer 4. Below: everything else in this package.
 """
 
-import asyncio
 import contextlib
-import dataclasses
-import functools
-import inspect
 import os
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, ParamSpec, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
-from asyncipc.errors import PoolClosed, PoolError, SessionClosed, WorkerDied
-from asyncipc.pool.context_variables import VariableNames, dump_context
-from asyncipc.pool.jobs import MAP, RUN
-from asyncipc.pool.link import Link, Worker
-from asyncipc.pool.logs import logger_levels
-from asyncipc.pool.main_module import is_importing_main
+from asyncipc.errors import WorkerDied
+from asyncipc.pool.engine import Engine
+from asyncipc.pool.link import Worker
 from asyncipc.pool.mapping import map_items
-from asyncipc.pool.options import check_options, check_retries, default_start_method
-from asyncipc.pool.payload import FunctionNames, dump_arguments, function_name
-from asyncipc.pool.scheduler import Scheduler
-from asyncipc.pool.starting import SpawnStarter, Starter, ZygoteStarter
-from asyncipc.pool.supervisor import Supervisor, WorkerOptions
-from asyncipc.pool.task import PoolTask, Work
-from asyncipc.pool.worker import WorkerSetup
-from asyncipc.session.context import serving
+from asyncipc.pool.options import PoolOptions, StartMethod, check_count
+from asyncipc.pool.statistics import PoolStatistics
+from asyncipc.pool.task import PoolTask
+from asyncipc.pool.work import Packer, is_async
 from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
 from asyncipc.session.progress import OnProgress
 
-__all__ = ["Pool", "PoolStatistics"]
+__all__ = ["Pool"]
 
-Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-
-StartMethod = Literal["zygote", "spawn"]
-
-
-class PoolStatistics(NamedTuple):
-    """Counters of a pool since it began, and how it stands now.
-
-    :ivar workers: workers that are ready; of these ...
-    :ivar idle: ... those with nothing to do
-    :ivar queued: tasks that wait for a worker
-    :ivar running: tasks that workers have
-    :ivar submitted: tasks that were given
-    :ivar done: of these, those that ended with a result
-    :ivar failed: those that ended with an error, timeouts included
-    :ivar cancelled: those that were given up
-    :ivar moved: how often a task went back to the queue because its worker died
-    :ivar workers_started: workers that became ready
-    :ivar workers_died: workers that died without being asked to
-    :ivar workers_recycled: workers that were replaced in good order
-    """
-
-    workers: int
-    idle: int
-    queued: int
-    running: int
-    submitted: int
-    done: int
-    failed: int
-    cancelled: int
-    moved: int
-    workers_started: int
-    workers_died: int
-    workers_recycled: int
 
 
 class Pool:
@@ -96,8 +51,8 @@ class Pool:
     :param niceness: added to that of the workers
     :param start_method: ``"zygote"`` forks workers from a process that has no loop and no thread;
         ``"spawn"`` starts each as a program of its own. By default the first, where it can be had.
-    :param drain: on leaving the ``async with`` block in good order, finish what was given; otherwise
-        it is cancelled
+    :param drain: on leaving the ``async with`` block in good order, finish what was given;
+        otherwise it is cancelled
     :param on_stderr: called with each line that a worker writes to stderr, instead of passing it on
     :param on_worker_started: see the method of this name
     :param on_worker_died: see the method of this name
@@ -125,9 +80,12 @@ class Pool:
         on_worker_started: Callable[[Worker], object] | None = None,
         on_worker_died: Callable[[Worker, WorkerDied], object] | None = None,
     ) -> None:
-        self._count = workers if workers is not None else _processors()
-        check_options(
-            workers=self._count,
+        options = PoolOptions(
+            workers=workers if workers is not None else _processors(),
+            preload=preload,
+            initializer=initializer,
+            initargs=initargs,
+            service=service,
             concurrency=concurrency,
             max_tasks=max_tasks,
             max_rss=max_rss,
@@ -135,36 +93,17 @@ class Pool:
             spawn_timeout=spawn_timeout,
             grace=grace,
             niceness=niceness,
-            preload=preload,
             start_method=start_method,
+            drain=drain,
+            on_stderr=on_stderr if on_stderr is not None else _pass_on,
         )
-        self._preload = list(preload)
-        self._setup = WorkerSetup(
-            initializer=initializer,
-            initargs=tuple(initargs),
-            service=service,
-            niceness=niceness,
-            max_memory=max_rss,
-        )
-        self._concurrency = concurrency
-        self._max_tasks = max_tasks
-        self._max_queued = max_queued
-        self._spawn_timeout = spawn_timeout
-        self._grace = grace
-        self._start_method = start_method or default_start_method()
         self._drain = drain
-        self._on_stderr = on_stderr if on_stderr is not None else _pass_on
-        self._on_started = [on_worker_started] if on_worker_started is not None else []
-        self._on_died = [on_worker_died] if on_worker_died is not None else []
-        self._functions = FunctionNames()
-        self._variables = VariableNames()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._scheduler: Scheduler
-        self._supervisor: Supervisor
-        self._closing: asyncio.Task[None] | None = None
-        self._idle: asyncio.Future[None] | None = None
-        self._submitted = self._done = self._failed = self._cancelled = 0
-        self._requests = 0
+        self._packer = Packer()
+        self._engine = Engine(options)
+        if on_worker_started is not None:
+            self.on_worker_started(on_worker_started)
+        if on_worker_died is not None:
+            self.on_worker_died(on_worker_died)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -174,39 +113,7 @@ class Pool:
         :raises PoolError: they don't come up within ``spawn_timeout``; the text says why
         :raises EncodeError: the initializer or service cannot be given to them
         """
-        if self._loop is not None:
-            raise PoolError("the pool was started before; make another")
-        if is_importing_main():
-            raise PoolError(
-                "a pool is started while the main module is imported for a worker, which would "
-                "start pools without end; put what starts it behind "
-                'if __name__ == "__main__":'
-            )
-        # Instances of classes of the main module come back from workers under that name.
-        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-        loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(
-            loop, self._concurrency, self._max_queued, lambda link: self._supervisor.changed(link)
-        )
-        self._supervisor = Supervisor(
-            0,
-            WorkerOptions(
-                setup=dataclasses.replace(self._setup, log_levels=logger_levels()),
-                max_tasks=self._max_tasks,
-                spawn_timeout=self._spawn_timeout,
-                grace=self._grace,
-            ),
-            self._make_starter(),
-            self._scheduler,
-            on_started=self._worker_started,
-            on_died=self._worker_died,
-        )
-        self._loop = loop
-        try:
-            await self._supervisor.resize(self._count)
-        except BaseException:
-            await self.aclose(drain=False)
-            raise
+        await self._engine.start()
 
     async def aclose(self, *, drain: bool | None = None) -> None:
         """End the pool; no more tasks are taken from now on.
@@ -216,21 +123,7 @@ class Pool:
 
         :param drain: wait for what was given; otherwise it is cancelled. None: as the pool's
         """
-        if self._loop is None:
-            return
-        if self._closing is None:
-            do_drain = self._drain if drain is None else drain
-            self._closing = self._loop.create_task(self._close(drain=do_drain))
-        elif drain is False:
-            self._scheduler.cancel_all()
-        try:
-            await asyncio.shield(self._closing)
-        except asyncio.CancelledError:
-            self._scheduler.cancel_all()
-            self._supervisor.kill_all()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._closing)
-            raise
+        await self._engine.close(drain=self._drain if drain is None else drain)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -302,7 +195,8 @@ class Pool:
         it cannot be pickled, that `RemoteError` itself. If the waiting task is cancelled, the
         work is stopped.
         """
-        return await self._submit(function, args, kwargs, timeout, retries, on_progress)
+        work = self._packer.pack_call(function, args, kwargs)
+        return await self._engine.give(work, timeout, retries, on_progress)
 
     @overload
     def submit(
@@ -340,7 +234,8 @@ class Pool:
 
         :raises EncodeError, PoolClosed, Busy: as `run`, but at once
         """
-        return self._submit(function, args, kwargs, timeout, retries, on_progress)
+        work = self._packer.pack_call(function, args, kwargs)
+        return self._engine.give(work, timeout, retries, on_progress)
 
     def map(
         self,
@@ -366,24 +261,20 @@ class Pool:
         :param retries: as with `run`, for each chunk
         :raises EncodeError, DecodeError, WorkerDied, TaskTimeout, PoolError: as `run`
         """
-        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise ValueError(f"chunk_size is a number of items from 1, not {chunk_size!r}")
+        check_count("chunk_size", chunk_size)
         if timeout is not None and chunk_size is None:
             chunk_size = 1
-        exclusive = not _is_async(function)
-        if not exclusive and chunk_size is None:
+        if chunk_size is None and is_async(function):
             chunk_size = 1  # or those of one chunk would wait for each other
-        pickled = self._functions.dump(function)
         limit = check_timeout(timeout)
-        retries = check_retries(retries)
+        check_count("retries", retries)
 
-        def submit(chunk: tuple[Any, ...]) -> PoolTask[Any]:
-            name = function_name(function)
-            params = [pickled, *dump_arguments(chunk, name)]
-            work = Work(MAP, params, dump_context(self._variables), name, exclusive=exclusive)
-            return self._give(work, limit, retries, None)
+        def submit(chunk: tuple[Item, ...]) -> PoolTask[Any]:
+            return self._engine.give(self._packer.pack_chunk(function, chunk), limit, retries)
 
-        return map_items(submit, items, workers=self._count, ordered=ordered, chunk_size=chunk_size)
+        return map_items(
+            submit, items, workers=self._engine.count, ordered=ordered, chunk_size=chunk_size
+        )
 
     # -- services --------------------------------------------------------------------------
 
@@ -403,9 +294,7 @@ class Pool:
         :raises PoolClosed: the pool takes no requests
         :raises PoolError: no worker comes up any more
         """
-        self._check_open()
-        link = await self._scheduler.least_loaded()
-        return await self._ask(link, method, params, timeout, on_progress)
+        return await self._engine.request(method, params, timeout, on_progress)
 
     async def broadcast(
         self,
@@ -418,15 +307,7 @@ class Pool:
 
         The first error is raised when all have answered.
         """
-        self._check_open()
-        answers = await asyncio.gather(
-            *(self._ask(link, method, params, timeout, None) for link in self._scheduler.links),
-            return_exceptions=True,
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return answers
+        return await self._engine.broadcast(method, params, timeout)
 
     # -- workers ---------------------------------------------------------------------------
 
@@ -437,178 +318,27 @@ class Pool:
 
         :raises PoolError: they don't come up within ``spawn_timeout``
         """
-        check_options(workers=workers)
-        self._check_open()
-        self._count = workers
-        await self._supervisor.resize(workers)
+        await self._engine.resize(workers)
 
     @property
     def workers(self) -> list[Worker]:
         """The workers that are ready, or about to be replaced."""
-        if self._loop is None:
-            return []
-        return [self._worker(link) for link in self._scheduler.links]
+        return self._engine.workers
 
     def on_worker_started(self, callback: Callable[[Worker], object]) -> None:
         """Call ``callback(worker)`` with each worker that becomes ready."""
-        self._on_started.append(callback)
+        self._engine.on_started.append(callback)
 
     def on_worker_died(self, callback: Callable[[Worker, WorkerDied], object]) -> None:
         """Call ``callback(worker, error)`` with each worker that dies without being asked to."""
-        self._on_died.append(callback)
+        self._engine.on_died.append(callback)
 
     def statistics(self) -> PoolStatistics:
         """Counters since the pool was started, and how it stands now."""
-        if self._loop is None:
-            return PoolStatistics(*[0] * len(PoolStatistics._fields))
-        links = self._scheduler.links
-        over = self._done + self._failed + self._cancelled
-        return PoolStatistics(
-            workers=len(links),
-            idle=sum(link.is_idle for link in links),
-            queued=self._scheduler.queued,
-            running=self._submitted - over - self._scheduler.queued,
-            submitted=self._submitted,
-            done=self._done,
-            failed=self._failed,
-            cancelled=self._cancelled,
-            moved=self._scheduler.moved,
-            workers_started=self._supervisor.started,
-            workers_died=self._supervisor.died,
-            workers_recycled=self._supervisor.recycled,
-        )
+        return self._engine.statistics()
 
     def __repr__(self) -> str:
-        state = "new" if self._loop is None else "open" if self._closing is None else "closing"
-        return f"<Pool of {self._count} workers, {state}>"
-
-    # -- private ---------------------------------------------------------------------------
-
-    def _submit(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | DefaultTimeout | None,
-        retries: int,
-        on_progress: OnProgress | None,
-    ) -> PoolTask[Any]:
-        if isinstance(timeout, DefaultTimeout):
-            call = serving.get()
-            timeout = None if call is None or call.finished else call.remaining
-        elif timeout is not None:
-            timeout = check_timeout(timeout)
-        name = function_name(function)
-        params = [self._functions.dump(function), *dump_arguments((args, kwargs), name)]
-        work = Work(
-            RUN, params, dump_context(self._variables), name, exclusive=not _is_async(function)
-        )
-        return self._give(work, timeout, retries and check_retries(retries), on_progress)
-
-    def _give(
-        self, work: Work, timeout: float | None, retries: int, on_progress: OnProgress | None
-    ) -> PoolTask[Any]:
-        self._check_open()
-        assert self._loop is not None
-        task: PoolTask[Any] = PoolTask(
-            self._loop,
-            self._submitted,
-            work,
-            timeout=timeout,
-            retries=retries,
-            on_progress=on_progress,
-            on_done=self._task_done,
-        )
-        self._scheduler.submit(task)
-        self._submitted += 1
-        return task
-
-    async def _ask(
-        self,
-        link: Link,
-        method: object,
-        params: object,
-        timeout: float | DefaultTimeout | None,
-        on_progress: OnProgress | None,
-    ) -> Any:
-        link.requests += 1
-        self._requests += 1
-        try:
-            return await link.session.request(
-                method, params, timeout=timeout, on_progress=on_progress
-            )
-        except SessionClosed as error:
-            raise link.death_of(f"the method {method!r:.60}", error) from error
-        finally:
-            link.requests -= 1
-            self._requests -= 1
-            self._supervisor.changed(link)
-            self._tell_idle()
-
-    def _check_open(self) -> None:
-        if self._loop is None or self._closing is not None:
-            raise PoolClosed(f"the pool takes no tasks: {self!r}")
-
-    def _task_done(self, task: PoolTask[Any]) -> None:
-        if task.cancelled():
-            self._cancelled += 1
-        elif task.failed():
-            self._failed += 1
-        else:
-            self._done += 1
-        if self._idle is not None:
-            self._tell_idle()
-
-    def _tell_idle(self) -> None:
-        over = self._done + self._failed + self._cancelled
-        if self._idle is not None and not self._idle.done() and over == self._submitted:
-            if not self._requests:
-                self._idle.set_result(None)
-
-    async def _close(self, *, drain: bool) -> None:
-        assert self._loop is not None
-        if not drain:
-            self._scheduler.cancel_all()
-        self._idle = self._loop.create_future()
-        self._tell_idle()
-        await self._idle
-        self._scheduler.close()
-        await self._supervisor.aclose()
-
-    def _make_starter(self) -> Starter:
-        starter = ZygoteStarter if self._start_method == "zygote" else SpawnStarter
-        return starter(self._preload, self._on_stderr)
-
-    def _worker(self, link: Link) -> Worker:
-        return Worker(link, self._scheduler.give_out)
-
-    def _worker_started(self, link: Link) -> None:
-        for callback in self._on_started:
-            self._call_back(callback, self._worker(link))
-
-    def _worker_died(self, link: Link, reason: SessionClosed | None) -> None:
-        error = link.death_of("no task", reason or SessionClosed("it closed its session"))
-        for callback in self._on_died:
-            self._call_back(callback, self._worker(link), error)
-
-    def _call_back(self, callback: Callable[..., object], *arguments: object) -> None:
-        assert self._loop is not None
-        try:
-            callback(*arguments)
-        except Exception as error:  # noqa: BLE001 - a callback's mistake is reported, not ours
-            self._loop.call_exception_handler(
-                {"message": f"a callback of {self!r} failed", "exception": error}
-            )
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.iscoroutinefunction(function):
-        return True
-    return not inspect.isroutine(function) and inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - its kind is wanted, not whether it is
-    )
+        return f"<Pool of {self._engine.count} workers, {self._engine.state}>"
 
 
 def _processors() -> int:

@@ -15,7 +15,8 @@ from asyncipc.errors import Busy, PoolError
 from asyncipc.pool.link import Link, timed_out
 from asyncipc.pool.policy import Durations
 from asyncipc.pool.roster import Roster, Seat, WorkerState
-from asyncipc.pool.task import PoolTask, Work
+from asyncipc.pool.task import PoolTask
+from asyncipc.pool.work import Work
 from asyncipc.session.deadlines import Deadlines
 
 __all__ = ["Scheduler"]

@@ -49,14 +49,12 @@ class WorkerOptions:
 class Supervisor:
     """The workers of a pool.
 
-    :param count: how many there should be
     :param on_started: called with each worker that is ready
     :param on_died: called with each that died without being asked to, and how
     """
 
     def __init__(
         self,
-        count: int,
         options: WorkerOptions,
         starter: Starter,
         scheduler: Scheduler,
@@ -65,7 +63,7 @@ class Supervisor:
         on_died: Callable[[Link, SessionClosed | None], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._count = count
+        self._count = 0
         self._options = options
         self._starter = starter
         self._scheduler = scheduler

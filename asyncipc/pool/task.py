@@ -1,6 +1,6 @@
 """A task of the pool, from when it is given until its outcome is known.
 
-Layer 4, inside the pool. Above: the pool, the scheduler, the links to workers. Below: payload.
+Layer 4, inside the pool. Above: scheduler, links to workers, engine. Below: payload, work.
 """
 
 import asyncio
@@ -10,42 +10,18 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from asyncipc.errors import DecodeError
-from asyncipc.pool.jobs import RUN
 from asyncipc.pool.payload import Failure, load, load_failure
+from asyncipc.pool.work import Work
 from asyncipc.session.context import Progress
 from asyncipc.session.progress import OnProgress, ProgressRelay
 
-__all__ = ["PoolTask", "Work"]
+__all__ = ["PoolTask"]
 
 Result = TypeVar("Result")
 
 # Updates kept for each reader of `PoolTask.progress` that is slower than they come: these oldest
 # and the latest.
 MAX_KEPT: Final = 256
-
-
-class Work:
-    """What a worker is to do.
-
-    :ivar method: `asyncipc.pool.jobs.RUN` or ``MAP``
-    :ivar params: what the worker gets with it; the first is the function's pickle
-    :ivar context: context variables, pickled, or None
-    :ivar name: the function, for errors
-    :ivar exclusive: it is a plain function, which needs a worker to itself
-    :ivar key: what its duration is remembered under, or None where that tells nothing
-    """
-
-    __slots__ = ("context", "exclusive", "key", "method", "name", "params")
-
-    def __init__(
-        self, method: str, params: list[Any], context: bytes | None, name: str, *, exclusive: bool
-    ) -> None:
-        self.method = method
-        self.params = params
-        self.context = context
-        self.name = name
-        self.exclusive = exclusive
-        self.key: bytes | None = params[0] if method == RUN else None
 
 
 class Holder(Protocol):

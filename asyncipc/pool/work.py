@@ -1,0 +1,77 @@
+"""What a worker is to do, packed once and ready to be sent to whichever worker gets it.
+
+Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variables.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from asyncipc.pool.context_variables import VariableNames, dump_context
+from asyncipc.pool.jobs import MAP, RUN
+from asyncipc.pool.payload import FunctionNames, dump_arguments, function_name
+
+__all__ = ["Packer", "Work", "is_async"]
+
+
+class Work:
+    """What a worker is to do.
+
+    :ivar method: `asyncipc.pool.jobs.RUN` or ``MAP``
+    :ivar params: what the worker gets with it; the first is the function's pickle
+    :ivar context: context variables, pickled, or None
+    :ivar name: the function, for errors
+    :ivar exclusive: it is a plain function, which needs a worker to itself
+    :ivar key: what its duration is remembered under, or None where that tells nothing
+    """
+
+    __slots__ = ("context", "exclusive", "key", "method", "name", "params")
+
+    def __init__(
+        self, method: str, params: list[Any], context: bytes | None, name: str, *, exclusive: bool
+    ) -> None:
+        self.method = method
+        self.params = params
+        self.context = context
+        self.name = name
+        self.exclusive = exclusive
+        self.key: bytes | None = params[0] if method == RUN else None
+
+
+class Packer:
+    """Packs calls into `Work`, and remembers what needs to be found out only once."""
+
+    def __init__(self) -> None:
+        self._functions = FunctionNames()
+        self._variables = VariableNames()
+
+    def pack_call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Work:
+        """One call, with the context variables of who packs it.
+
+        :raises EncodeError: function or arguments cannot be pickled
+        """
+        return self._pack(RUN, function, (args, kwargs))
+
+    def pack_chunk(self, function: Callable[..., Any], items: tuple[Any, ...]) -> Work:
+        """A call with each of the items; see `pack_call`."""
+        return self._pack(MAP, function, items)
+
+    def _pack(self, method: str, function: Callable[..., Any], arguments: Any) -> Work:
+        name = function_name(function)
+        params = [self._functions.dump(function), *dump_arguments(arguments, name)]
+        context = dump_context(self._variables)
+        return Work(method, params, context, name, exclusive=not is_async(function))
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a function, or what a partial or an object with ``__call__`` calls, is async."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function):
+        return True
+    return not inspect.isroutine(function) and inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - its kind is wanted, not whether it is
+    )
