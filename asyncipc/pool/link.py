@@ -7,7 +7,6 @@ Layer 4, inside the pool. Above: the scheduler and the supervisor. Below: task, 
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -216,10 +215,13 @@ class Link:
     def ended(self, assignment: Assignment, seconds: float) -> None:
         """A task that the worker had is over."""
         self._calls.unwatch(assignment.answer_id)
-        ladder = self._ladders.pop(assignment, None)
-        if ladder is not None:
-            ladder.cancel()
-        with contextlib.suppress(ValueError):
+        if self._ladders:
+            ladder = self._ladders.pop(assignment, None)
+            if ladder is not None:
+                ladder.cancel()
+        if self._assigned[0] is assignment:
+            self._assigned.popleft()
+        else:
             self._assigned.remove(assignment)
         self.seat.leave(quick=assignment.quick)
         self.tasks_done += 1

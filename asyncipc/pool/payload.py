@@ -15,13 +15,15 @@ from typing import Any, Final, cast
 from asyncipc.errors import DecodeError, EncodeError, RemoteError, RequestCancelled
 
 __all__ = [
+    "MAX_FUNCTIONS",
     "Failure",
     "FunctionCache",
-    "FunctionNames",
     "dump",
     "dump_arguments",
     "dump_failure",
+    "dump_function",
     "function_name",
+    "goes_by_name",
     "load",
     "load_failure",
 ]
@@ -84,36 +86,27 @@ def load(dumped: list[Any]) -> Any:
     return pickle.loads(data, buffers=owned)  # noqa: S301 - see the module's docstring
 
 
-class FunctionNames:
-    """The application's side: functions pickled, those that go by their name only once each."""
+def dump_function(function: Callable[..., Any]) -> bytes:
+    """The pickle of a function.
 
-    def __init__(self) -> None:
-        self._known: dict[Any, bytes] = {}
+    :raises EncodeError: it has none
+    """
+    try:
+        return pickle.dumps(function, PROTOCOL)
+    except Exception as error:
+        raise EncodeError(
+            f"{function_name(function)} cannot be given to a worker: {error}; it must be "
+            "importable by its name, or picklable (no lambda, no function inside a function)"
+        ) from error
 
-    def dump(self, function: Callable[..., Any]) -> bytes:
-        """The pickle of a function.
 
-        :raises EncodeError: it has none
-        """
-        known = self._known.get(function) if isinstance(function, _NAMED) else None
-        if known is not None:
-            return known
-        try:
-            data = pickle.dumps(function, PROTOCOL)
-        except Exception as error:
-            raise EncodeError(
-                f"{function_name(function)} cannot be given to a worker: {error}; it must be "
-                "importable by its name, or picklable (no lambda, no function inside a function)"
-            ) from error
-        if isinstance(function, _NAMED):
-            if len(self._known) >= MAX_FUNCTIONS:
-                self._known.clear()
-            self._known[function] = data
-        return data
+def goes_by_name(function: object) -> bool:
+    """Whether the pickle of a function is its name, so that it can be remembered."""
+    return isinstance(function, _NAMED)
 
 
 class FunctionCache:
-    """A worker's side: functions by their pickle, those that go by their name only once each."""
+    """Functions by their pickle, in a worker; those that go by their name are loaded once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Callable[..., Any]] = {}

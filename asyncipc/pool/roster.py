@@ -42,17 +42,20 @@ class Seat:
     :ivar load: tasks that it has and that have not ended
     :ivar slow: of these, those that are not known to be over in a moment
     :ivar is_exclusive: what it has are plain functions, which run one at a time
+    :ivar refill_at: with so many left or fewer it is given more, several at a time where they are
+        tiny
     :ivar taken: tasks that it ever got
     :ivar limit: how many it may get in all; None: any number
     """
 
-    __slots__ = ("is_exclusive", "limit", "load", "slow", "state", "taken")
+    __slots__ = ("is_exclusive", "limit", "load", "refill_at", "slow", "state", "taken")
 
     def __init__(self, limit: int | None = None) -> None:
         self.state: WorkerState = WorkerState.STARTING
         self.load: int = 0
         self.slow: int = 0
         self.is_exclusive: bool = False
+        self.refill_at: int = 0
         self.taken: int = 0
         self.limit: int | None = limit
 
@@ -99,19 +102,21 @@ class Roster:
         :param exclusive: the task is a plain function, which needs a worker to itself
         :param ahead: how many such tasks may wait in a worker that is busy with another
         """
+        room = 1 + ahead if exclusive else self._concurrency
         best = None
         for seat in self.seats:
             if not seat.takes_tasks:
                 continue
             if seat.load == 0:
-                return seat
-            if seat.is_exclusive is not exclusive:
+                best = seat
+                break
+            # Behind something slow it would wait while others have nothing to do.
+            if seat.is_exclusive is not exclusive or (exclusive and seat.slow):
                 continue
-            room = self._concurrency
-            if exclusive:  # behind something slow it would wait while others have nothing to do
-                room = 0 if seat.slow else 1 + ahead
             if seat.load < room and (best is None or seat.load < best.load):
                 best = seat
+        if best is not None:
+            best.refill_at = room // 2 if exclusive else room - 1
         return best
 
     def least_loaded(self) -> Seat | None:

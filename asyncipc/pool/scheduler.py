@@ -110,11 +110,7 @@ class Scheduler:
         waiting = self._waiting
         while waiting:
             task = next(iter(waiting.values()))
-            # Taken out first: what follows may give out others.
-            del waiting[task.number]
             if not self._place(task):
-                waiting[task.number] = task
-                waiting.move_to_end(task.number, last=False)
                 return
 
     def give_up(self, task: PoolTask[Any]) -> None:
@@ -129,7 +125,7 @@ class Scheduler:
         if work.key is not None:
             self._durations.note(work.key, seconds)
         self._on_change(link)
-        if self._waiting:
+        if self._waiting and link.seat.load <= link.seat.refill_at:
             self.give_out()
 
     def returned(self, task: PoolTask[Any]) -> None:
@@ -185,6 +181,7 @@ class Scheduler:
         seat = self.roster.pick(exclusive=work.exclusive, ahead=ahead)
         if seat is None:
             return False
+        self._waiting.pop(task.number, None)
         link = self._links[seat]
         link.send(task, quick=ahead > 0)
         self._on_change(link)

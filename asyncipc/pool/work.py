@@ -10,7 +10,13 @@ from typing import Any
 
 from asyncipc.pool.context_variables import VariableNames, dump_context
 from asyncipc.pool.jobs import MAP, RUN
-from asyncipc.pool.payload import FunctionNames, dump_arguments, function_name
+from asyncipc.pool.payload import (
+    MAX_FUNCTIONS,
+    dump_arguments,
+    dump_function,
+    function_name,
+    goes_by_name,
+)
 
 __all__ = ["Packer", "Work", "is_async"]
 
@@ -43,8 +49,9 @@ class Packer:
     """Packs calls into `Work`, and remembers what needs to be found out only once."""
 
     def __init__(self) -> None:
-        self._functions = FunctionNames()
         self._variables = VariableNames()
+        # Of functions that go by their name: pickle, name, and whether they are plain.
+        self._known: dict[Callable[..., Any], tuple[bytes, str, bool]] = {}
 
     def pack_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -60,10 +67,18 @@ class Packer:
         return self._pack(MAP, function, items)
 
     def _pack(self, method: str, function: Callable[..., Any], arguments: Any) -> Work:
-        name = function_name(function)
-        params = [self._functions.dump(function), *dump_arguments(arguments, name)]
-        context = dump_context(self._variables)
-        return Work(method, params, context, name, exclusive=not is_async(function))
+        known = self._known.get(function) if goes_by_name(function) else None
+        pickled, name, exclusive = known if known is not None else self._look_at(function)
+        params = [pickled, *dump_arguments(arguments, name)]
+        return Work(method, params, dump_context(self._variables), name, exclusive=exclusive)
+
+    def _look_at(self, function: Callable[..., Any]) -> tuple[bytes, str, bool]:
+        found = dump_function(function), function_name(function), not is_async(function)
+        if goes_by_name(function):
+            if len(self._known) >= MAX_FUNCTIONS:
+                self._known.clear()
+            self._known[function] = found
+        return found
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -116,6 +116,11 @@ class MessagePack:
         return each_message(message)
 
     def _encode_exactly(self, message: list[Any], attachments: list[Buffer]) -> bytes:
+        if self._is_flat(message):
+            try:
+                return self._pack(message)
+            except Exception:  # noqa: BLE001 - the walk finds the reason
+                self._pack = _new_packer()
         before = len(attachments)
         reason, cause = "", None
         flattener = msgpack_values.MessagePackFlattener
@@ -135,6 +140,23 @@ class MessagePack:
             del attachments[before:]
         self._pack = _new_packer()
         raise EncodeError(reason) from cause
+
+    def _is_flat(self, message: list[Any]) -> bool:
+        """Whether the payload is a list of plain values and small bytes, and holds nothing else.
+
+        Such a message needs no walk, also where it looks as if it held buffers.
+        """
+        payload = message[3] if len(message) > 3 else message[-1]
+        if type(payload) is not list or len(message) > 5:
+            return False
+        for value in payload:
+            kind = type(value)
+            if kind is bytes:
+                if len(value) >= self._attach_above:
+                    return False
+            elif kind not in _SCALARS:
+                return False
+        return True
 
     def _flatten(
         self, message: list[Any], attachments: list[Buffer], trusted: frozenset[type]
@@ -173,6 +195,8 @@ class MessagePack:
 
 # What a quick look at a value takes for harmless: containers may hold anything.
 _LIKELY_PLAIN: Final = frozenset({type(None), bool, int, float, str, list, dict})
+
+_SCALARS: Final = frozenset({type(None), bool, int, float, str})
 
 _FIRST_ITEMS: Final = 8  # of a list: all of params by position, little of a long list
 
