@@ -35,7 +35,7 @@ MAX_DESCRIPTORS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """To the zygote, first: how to become like the application.
+    """To the zygote, first, with one descriptor, the application's pidfd: how to become like it.
 
     :ivar main: how to import the application's main module; see `asyncipc.pool.main_module`
     :ivar path: its ``sys.path``

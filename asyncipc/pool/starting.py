@@ -166,7 +166,9 @@ class _Zygote:
             self._stderr.close()
             raise
         ours.setblocking(False)
-        self._control.send(setup)
+        application = os.pidfd_open(os.getpid())
+        self._control.send(setup, [application])
+        os.close(application)
         self._loop.add_reader(ours.fileno(), self._receive)
         self._process.on_exit(lambda _: self._is_gone())
 

@@ -81,12 +81,16 @@ def new_settings() -> SessionSettings:
     )
 
 
-def serve(end: socket.socket) -> int:
-    """Run a worker on its end of a socket pair; returns its exit code."""
+def serve(end: socket.socket, application: int | None = None) -> int:
+    """Run a worker; returns its exit code.
+
+    :param end: its end of a socket pair
+    :param application: a pidfd: the worker ends with that process
+    """
     worker = _Worker()
     signal.signal(signal.SIGTERM, worker.terminate)
     try:
-        run(worker.serve(end))
+        run(worker.serve(end, application))
     finally:
         if worker.is_terminating:
             # So that it shows who ended this process.
@@ -102,6 +106,10 @@ def main(descriptor: int) -> NoReturn:
     sys.exit(serve(socket.socket(fileno=descriptor)))
 
 
+def _die() -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
 class _Worker:
     def __init__(self) -> None:
         self.is_terminating = False
@@ -112,8 +120,11 @@ class _Worker:
         self.is_terminating = True
         raise SystemExit(128 + signal.SIGTERM)
 
-    async def serve(self, end: socket.socket) -> None:
+    async def serve(self, end: socket.socket, application: int | None) -> None:
         self._loop = asyncio.get_running_loop()
+        if application is not None:
+            # Its death ends the session too, unless some fork of it holds the other end.
+            self._loop.add_reader(application, _die)
         self._handlers = Handlers()
         transport = SocketTransport(end, description="the application")
         session = Session(transport, Role.LISTENING, new_settings(), self._handlers)

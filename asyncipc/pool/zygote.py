@@ -54,14 +54,14 @@ def main(descriptor: int) -> NoReturn:
     received = control.receive()
     if received is None:
         sys.exit(0)
-    setup, _ = received
+    setup, (application,) = received
     assert isinstance(setup, Setup)
     began = monotonic()
     reason = _become(setup)
     with contextlib.suppress(BrokenPipeError):
         control.send(Ready(monotonic() - began) if reason is None else Refused(reason))
         if reason is None:
-            _Zygote(control, own).serve()
+            _Zygote(control, application, own).serve()
     sys.exit(0)
 
 
@@ -96,17 +96,23 @@ def _become(setup: Setup) -> str | None:
 
 
 class _Zygote:
-    def __init__(self, control: ControlSocket, own: set[int]) -> None:
+    def __init__(self, control: ControlSocket, application: int, own: set[int]) -> None:
         self._control = control
+        self._application = application
         self._own = own
         self._workers: dict[int, tuple[int, int]] = {}  # by pidfd: number, process id
         self._poller = select.poll()
         self._poller.register(control, select.POLLIN)
+        self._poller.register(application, select.POLLIN)
 
     def serve(self) -> None:
         """Fork and reap until the application hangs up."""
         while True:
             for descriptor, _ in self._poller.poll():
+                if descriptor == self._application:
+                    # Lifelines have done it, unless some fork of the application holds them.
+                    self._kill_workers()
+                    return
                 if descriptor in self._workers:
                     self._reap(descriptor)
                     continue
@@ -142,6 +148,11 @@ class _Zygote:
         os.close(pidfd)
         self._control.send(Exited(number, os.waitstatus_to_exitcode(status)))
 
+    def _kill_workers(self) -> None:
+        for _, pid in self._workers.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
     def _become_worker(self, end: int, stderr: int, lifeline: int) -> int:
         arm_lifeline(lifeline)
         os.dup2(stderr, STDERR)
@@ -149,7 +160,7 @@ class _Zygote:
         for descriptor in (*self._own, *self._workers):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        return worker.serve(socket.socket(fileno=end))
+        return worker.serve(socket.socket(fileno=end), self._application)
 
 
 def _open_descriptors() -> set[int]:
