@@ -20,7 +20,13 @@ from typing import Any, Final
 
 from asyncipc.errors import EncodeError
 from asyncipc.pool.context_variables import load_context
-from asyncipc.pool.payload import FunctionCache, dump, dump_failure, function_name, load
+from asyncipc.pool.payload import (
+    FunctionCache,
+    dump,
+    dump_failure,
+    function_name,
+    load_arguments,
+)
 from asyncipc.process.usage import private_memory
 from asyncipc.session.context import Call, serving
 from asyncipc.session.dispatch import Dispatch
@@ -148,7 +154,7 @@ class Jobs:
         call = job.call
         function = self._functions.load(job.params[0])
         call.method = function_name(function)
-        arguments = load(job.params[1:])
+        arguments = load_arguments(job.params[1:], call.method)
         context = load_context(call.metadata.pop("context", None))
         context.run(serving.set, call)
         if job.method == MAP:

@@ -25,6 +25,7 @@ __all__ = [
     "function_name",
     "goes_by_name",
     "load",
+    "load_arguments",
     "load_failure",
 ]
 
@@ -84,6 +85,17 @@ def load(dumped: list[Any]) -> Any:
         for kind, buffer in zip(kinds, buffers, strict=True)
     ]
     return pickle.loads(data, buffers=owned)  # noqa: S301 - see the module's docstring
+
+
+def load_arguments(dumped: list[Any], name: str) -> Any:
+    """The reverse of `dump_arguments`.
+
+    :raises DecodeError: something among them cannot be unpickled here
+    """
+    try:
+        return load(dumped)
+    except Exception as error:
+        raise DecodeError(f"the arguments for {name} cannot be unpickled: {error!r}") from error
 
 
 def dump_function(function: Callable[..., Any]) -> bytes:

@@ -92,10 +92,9 @@ class Scheduler:
 
         :raises Busy: too many wait already
         """
-        if not self._waiting:
-            if self._place(task):
-                return
-        elif len(self._waiting) >= self._max_queued:
+        if not self._waiting and self._place(task):
+            return
+        if len(self._waiting) >= self._max_queued:
             raise Busy(
                 f"{len(self._waiting)} tasks wait for a worker already; max_queued is "
                 f"{self._max_queued}"

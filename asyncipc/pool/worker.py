@@ -28,6 +28,7 @@ from asyncipc.pool.main_module import import_main
 from asyncipc.pool.payload import dump_failure
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
+from asyncipc.session.context import Call
 from asyncipc.session.handlers import Handler, Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
@@ -134,7 +135,8 @@ class _Worker:
         self._outbox = exchange.outbox
         for method in (RUN, MAP):
             self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
-        self._handlers.requests.add(Handler(BEGIN, self._begin))
+        self._dispatch = exchange.dispatch
+        self._handlers.requests.add(Handler(BEGIN, self._begin, deferred=True))
         await session.start()
         await session.wait_closed()
 
@@ -142,16 +144,15 @@ class _Worker:
         if self.is_terminating:  # and what ran has caught the SystemExit
             raise SystemExit(128 + signal.SIGTERM)
 
-    async def _begin(
-        self, main: dict[str, str], argv: list[str], preload: list[str], setup: bytes
-    ) -> list[Any]:
+    def _begin(self, params: list[Any], call: Call) -> None:
         """Get ready. Answers like a job does: what fails may be any code of the user's.
 
-        :param main: how to import the main module; empty where the zygote has done it
-        :param argv: the application's arguments
-        :param preload: modules to import, where the zygote has not
-        :param setup: a `WorkerSetup`, pickled
+        (Parameters are not bound by annotation: what that takes to import, few workers need.)
+
+        :param params: how to import the main module and what else to import, both empty where the
+            zygote has done it, between them ``sys.argv``; and a `WorkerSetup`, pickled
         """
+        main, argv, preload, setup = params
         try:
             sys.argv[:] = argv
             for module in preload:
@@ -159,8 +160,9 @@ class _Worker:
             import_main(main)
             self._set_up(setup)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the application
-            return [FAILURE, 0.0, *dump_failure(error)]
-        return [RESULT, 0.0]
+            self._dispatch.complete(call, [FAILURE, 0.0, *dump_failure(error)])
+        else:
+            self._dispatch.complete(call, [RESULT, 0.0])
 
     def _set_up(self, pickled: bytes) -> None:
         try:
