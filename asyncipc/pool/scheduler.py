@@ -134,6 +134,7 @@ class Scheduler:
             # Not at once: the worker that it comes from hears of its own death right now.
             self._loop.call_soon(self._take_back)
         self._returned.append(task)
+        task.holder = self
 
     def cancel_all(self) -> None:
         """Give up every task."""
@@ -168,7 +169,6 @@ class Scheduler:
                 continue
             self._waiting[task.number] = task
             self._waiting.move_to_end(task.number, last=False)
-            task.holder = self
             if task.deadline is not None and task.timeout is not None:
                 self._deadlines.add(task.number, task.deadline, task.work.name, task.timeout)
         self.give_out()

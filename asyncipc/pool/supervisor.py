@@ -75,7 +75,8 @@ class Supervisor:
         self._pause: asyncio.TimerHandle | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self._opening: asyncio.Future[None] | None = None
+        self._openings: set[asyncio.Future[None]] = set()  # those who wait for all to be ready
+        self._leaving: set[Link] = set()
         self._failing_since: float | None = None
         self._is_closing = False
         self._last_number = 0
@@ -94,23 +95,21 @@ class Supervisor:
         surplus = len(self._present()) - count
         for seat in self._scheduler.roster.to_retire(surplus):
             self.retire(next(link for link in self._scheduler.links if link.seat is seat))
-        if surplus >= 0 and not self._starting:
+        if surplus >= 0:
             return
-        if self._opening is None:
-            self._opening = self._loop.create_future()
-        opening = self._opening
+        opening: asyncio.Future[None] = self._loop.create_future()
+        self._openings.add(opening)
         self._fill()
         try:
             async with asyncio.timeout(self._options.spawn_timeout):
-                await asyncio.shield(opening)
+                await opening
         except TimeoutError as error:
             raise PoolError(
                 f"{len(self._present())} of {count} workers came up within spawn_timeout "
                 f"({self._options.spawn_timeout:g} s)"
             ) from error
         finally:
-            opening.cancel()
-            self._opening = None
+            self._openings.discard(opening)
 
     def changed(self, link: Link) -> None:
         """A worker got a task, or has ended one."""
@@ -145,7 +144,7 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """`aclose` for who cannot wait: nobody gets any grace from now on."""
-        for link in self._scheduler.links:
+        for link in (*self._scheduler.links, *self._leaving):
             link.process.kill()
 
     # -- starting --------------------------------------------------------------------------
@@ -174,8 +173,9 @@ class Supervisor:
         if error is None:
             self._backoff.succeeded()
             self._failing_since = None
-            if self._opening is not None and len(self._present()) >= self._count:
-                _resolve(self._opening)
+            if len(self._present()) >= self._count:
+                for opening in self._openings:
+                    _resolve(opening)
             self._fill()
         else:
             self._start_failed(error)
@@ -187,9 +187,10 @@ class Supervisor:
         self._failing_since = self._failing_since or now
         logger.error("a worker did not come up (%d in a row): %s", failures, error)
         is_final = isinstance(error, PoolError) or failures >= MAX_FIRST_FAILURES
-        if self._opening is not None and is_final and not self._opening.done():
-            self._opening.set_exception(_as_pool_error(error))
-            self._opening.exception()
+        if is_final:
+            for opening in self._openings:
+                if not opening.done():
+                    opening.set_exception(_as_pool_error(error))
         too_long = now - self._failing_since >= self._options.spawn_timeout
         if not self._present() and (too_long or failures > MAX_FIRST_FAILURES):
             self._scheduler.fail_all(partial(_as_pool_error, error))
@@ -267,9 +268,16 @@ class Supervisor:
             return
         self._scheduler.remove(link)
         link.seat.become(WorkerState.ENDED)
-        task = self._loop.create_task(link.session.aclose())
+        task = self._loop.create_task(self._end(link))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+    async def _end(self, link: Link) -> None:
+        self._leaving.add(link)
+        try:
+            await link.session.aclose()
+        finally:
+            self._leaving.discard(link)
 
     def _ended(self, link: Link, reason: SessionClosed | None) -> None:
         """A worker's session has ended, and its process with it."""

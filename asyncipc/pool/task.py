@@ -206,6 +206,7 @@ class PoolTask(Generic[Result]):
     def _is_over(self) -> None:
         for reader in self._readers:
             reader.wake()
+        self.work.params = []  # which may be large, and are needed no longer
         holder, self.holder = self.holder, None
         if holder is not None:
             holder.give_up(self)
