@@ -80,16 +80,16 @@ class Jobs:
 
     :param dispatch: of the session with the application
     :param look: reads what has come from there, without waiting
-    :param check: called between two jobs; raises where the worker is to end
+    :param is_ending: whether this process was asked to end, as by SystemExit, which jobs may catch
     """
 
     def __init__(
-        self, dispatch: Dispatch, look: Callable[[], None], check: Callable[[], None]
+        self, dispatch: Dispatch, look: Callable[[], None], is_ending: Callable[[], bool]
     ) -> None:
         self._dispatch = dispatch
         self._loop = dispatch.loop
         self._look = look
-        self._check = check
+        self._is_ending = is_ending
         self._functions = FunctionCache()
         self._waiting: deque[Job] = deque()
         self._is_scheduled = False
@@ -158,18 +158,23 @@ class Jobs:
         context = load_context(call.metadata.pop("context", None))
         context.run(serving.set, call)
         if job.method == MAP:
-            return context, context.run(_each, function, arguments)
+            return context, context.run(_each, function, arguments, self._check)
         args, kwargs = arguments
         return context, context.run(function, *args, **kwargs)
 
     async def _await(self, job: Job, work: Coroutine[Any, Any, Any], began: float) -> None:
         try:
             result = await work
+        except asyncio.CancelledError as error:
+            if self._is_ending():
+                return  # the loop is being left, and the other tasks are to have their turn too
+            self._answer(job, began, error=error)
         except BaseException as error:  # noqa: BLE001 - see _begin
             self._check()
             self._answer(job, began, error=error)
         else:
             self._answer(job, began, result)
+        self._check()
 
     def _ended(
         self, job: Job, work: Coroutine[Any, Any, Any], began: float, _: asyncio.Task[None]
@@ -177,20 +182,29 @@ class Jobs:
         """See to a task that was cancelled before its first step."""
         if not job.call.finished:
             work.close()
-            self._answer(job, began, error=asyncio.CancelledError())
+            if not self._is_ending():
+                self._answer(job, began, error=asyncio.CancelledError())
+
+    def _check(self) -> None:
+        """Go on ending where what ran has caught the SystemExit."""
+        if self._is_ending():
+            raise SystemExit
 
     def _answer(
         self, job: Job, began: float, result: Any = None, error: BaseException | None = None
     ) -> None:
         call = job.call
         seconds = perf_counter() - began
+        self._dispatch.progress.take_from_threads()
         if call.given_up and isinstance(error, asyncio.CancelledError):
             self._dispatch.fail(call, error)
             return
         if error is None:
             try:
                 dumped = dump(result)
-            except Exception as failure:  # noqa: BLE001 - what pickling raises is any code's
+            except MemoryError as failure:
+                error = failure
+            except BaseException as failure:  # noqa: BLE001 - what pickling raises is any code's
                 error = EncodeError(
                     f"the result of {call.method}, {_kind(result)}, cannot be pickled: {failure}"
                 )
@@ -211,7 +225,7 @@ class Jobs:
             self.on_too_large(size)
 
 
-def _each(function: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
+def _each(function: Callable[[Any], Any], items: tuple[Any, ...], check: Callable[[], None]) -> Any:
     """Call the function with one item after the other.
 
     :returns: the results up to the first failure, and that failure or None; for a function that is
@@ -223,15 +237,19 @@ def _each(function: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
         for item in items:
             result = function(item)
             if inspect.iscoroutine(result):
-                return _each_awaited(function, result, items[1:])
+                return _each_awaited(function, result, items[1:], check)
             append(result)
     except BaseException as error:  # noqa: BLE001 - see Jobs._begin
+        check()
         return results, dump_failure(error)
     return results, None
 
 
 async def _each_awaited(
-    function: Callable[[Any], Any], first: Coroutine[Any, Any, Any], others: tuple[Any, ...]
+    function: Callable[[Any], Any],
+    first: Coroutine[Any, Any, Any],
+    others: tuple[Any, ...],
+    check: Callable[[], None],
 ) -> Any:
     results: list[Any] = []
     try:
@@ -241,6 +259,7 @@ async def _each_awaited(
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001 - see Jobs._begin
+        check()
         return results, dump_failure(error)
     return results, None
 

@@ -39,6 +39,9 @@ class Owner(Protocol):
     def released(self, link: "Link", work: Work, seconds: float) -> None:
         """A worker has ended a task and has room for another."""
 
+    def doomed(self, link: "Link") -> None:
+        """A worker was told to end, because a task of it will not."""
+
     def returned(self, task: PoolTask[Any]) -> None:
         """A task that had not begun comes back: it is to be given to another worker, soon."""
 
@@ -97,6 +100,7 @@ class Assignment:
             task.fail(error)
 
     def _worker_ended(self, error: SessionClosed) -> None:
+        self.link.has_died = self.link.seat.is_doomed = True
         had_begun = self.link.had_begun(self)
         task = self._end(0.0)
         if task is None:
@@ -141,6 +145,7 @@ class Link:
         self.seat = seat
         self.owner = owner
         self.requests = 0  # of `Pool.request`, which are not tasks
+        self.has_died = False  # seen by a call; its end is told when all is known about it
         self.tasks_done = 0
         self._grace = grace
         self._calls = session.connection.exchange.calls
@@ -168,9 +173,9 @@ class Link:
             )
         except SessionClosed:
             # The worker has just gone: its task has not begun.
-            assignment.task = None
-            assignment.has_ended = True
-            self.ended(assignment, 0.0)
+            self.has_died = self.seat.is_doomed = True
+            self._assigned.pop()
+            self.seat.leave(quick=quick)
             self.owner.returned(task)
             return
         except IPCError as error:
@@ -261,8 +266,11 @@ class Link:
             )
 
     def _terminate(self, assignment: Assignment) -> None:
+        # It may still answer before it ends, and be idle then.
+        self.seat.is_doomed = True
         self.process.terminate_once()
         self._ladders[assignment] = self._loop.call_later(self._grace, self.process.kill)
+        self.owner.doomed(self)
 
 
 class Worker:

@@ -164,18 +164,18 @@ def dump_failure(error: BaseException) -> Failure:
     try:
         trace = _without_library(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, trace))
-    except Exception as failure:  # noqa: BLE001 - formatting calls methods of the user's class
+    except BaseException as failure:  # noqa: BLE001 - formatting calls methods of the user's class
         text = f"<its traceback could not be formatted: {type(failure).__name__}>"
     try:
         message = str(error)
-    except Exception as failure:  # noqa: BLE001 - likewise
+    except BaseException as failure:  # noqa: BLE001 - likewise
         message = f"<its __str__ raised {type(failure).__name__}>"
     data = None
     # What ends a process or a task does not do so in the application.
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         try:
             data = pickle.dumps(error, PROTOCOL)
-        except Exception:  # noqa: BLE001 - then the description has to do
+        except BaseException:  # noqa: BLE001 - then the description has to do
             data = None
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)

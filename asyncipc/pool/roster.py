@@ -44,11 +44,21 @@ class Seat:
     :ivar is_exclusive: what it has are plain functions, which run one at a time
     :ivar refill_at: with so many left or fewer it is given more, several at a time where they are
         tiny
+    :ivar is_doomed: it is dead, or about to be: it gets nothing more, whatever its state
     :ivar taken: tasks that it ever got
     :ivar limit: how many it may get in all; None: any number
     """
 
-    __slots__ = ("is_exclusive", "limit", "load", "refill_at", "slow", "state", "taken")
+    __slots__ = (
+        "is_doomed",
+        "is_exclusive",
+        "limit",
+        "load",
+        "refill_at",
+        "slow",
+        "state",
+        "taken",
+    )
 
     def __init__(self, limit: int | None = None) -> None:
         self.state: WorkerState = WorkerState.STARTING
@@ -56,6 +66,7 @@ class Seat:
         self.slow: int = 0
         self.is_exclusive: bool = False
         self.refill_at: int = 0
+        self.is_doomed: bool = False
         self.taken: int = 0
         self.limit: int | None = limit
 
@@ -71,7 +82,9 @@ class Seat:
     @property
     def takes_tasks(self) -> bool:
         """It is ready and has not had all it may have."""
-        return self.state is WorkerState.READY and (self.limit is None or self.taken < self.limit)
+        if self.state is not WorkerState.READY or self.is_doomed:
+            return False
+        return self.limit is None or self.taken < self.limit
 
     def take(self, *, exclusive: bool, quick: bool) -> None:
         """It gets a task."""
@@ -121,7 +134,7 @@ class Roster:
 
     def least_loaded(self) -> Seat | None:
         """Who gets a request that needs no worker to itself."""
-        ready = [seat for seat in self.seats if seat.state is WorkerState.READY]
+        ready = [seat for seat in self.seats if seat.takes_tasks]
         return min(ready, key=_load, default=None)
 
     def to_retire(self, count: int) -> list[Seat]:

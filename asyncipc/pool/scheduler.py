@@ -56,8 +56,8 @@ class Scheduler:
 
     @property
     def links(self) -> list[Link]:
-        """The workers, in the order they came."""
-        return list(self._links.values())
+        """The workers, by their numbers."""
+        return sorted(self._links.values(), key=_link_number)
 
     # -- workers ---------------------------------------------------------------------------
 
@@ -127,6 +127,10 @@ class Scheduler:
         if self._waiting and link.seat.load <= link.seat.refill_at:
             self.give_out()
 
+    def doomed(self, link: Link) -> None:
+        """See `asyncipc.pool.link.Owner`."""
+        self._on_change(link)
+
     def returned(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.link.Owner`."""
         self.moved += 1
@@ -190,6 +194,10 @@ class Scheduler:
         task = self._waiting.pop(number)
         task.holder = None
         task.fail(timed_out(task))
+
+
+def _link_number(link: Link) -> int:
+    return link.number
 
 
 def _number(task: PoolTask[Any]) -> int:

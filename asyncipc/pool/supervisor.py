@@ -116,7 +116,10 @@ class Supervisor:
         seat = link.seat
         if seat.limit is not None and seat.taken >= seat.limit:
             self.retire(link)
-        if seat.state is WorkerState.RETIRING and link.is_idle:
+        elif seat.is_doomed and seat.state is WorkerState.READY:
+            seat.become(WorkerState.RETIRING)
+            self._fill()
+        if seat.state is WorkerState.RETIRING and link.is_idle and not link.has_died:
             self._let_go(link)
 
     def retire(self, link: Link) -> None:

@@ -8,6 +8,7 @@ jobs, logs, main_module, session, transport.
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -90,6 +92,7 @@ def serve(end: socket.socket, application: int | None = None) -> int:
     """
     worker = _Worker()
     signal.signal(signal.SIGTERM, worker.terminate)
+    os.register_at_fork(after_in_child=partial(_hang_up, end))
     try:
         run(worker.serve(end, application))
     finally:
@@ -107,8 +110,27 @@ def main(descriptor: int) -> NoReturn:
     sys.exit(serve(socket.socket(fileno=descriptor)))
 
 
+def _hang_up(end: socket.socket) -> None:
+    """In a process that a task forks: it has no part in what the worker and the application say.
+
+    So it cannot keep the worker's end open, nor answer for it if it returns from the task.
+    """
+    with contextlib.suppress(OSError):  # there is no connection any more
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, end.fileno(), inheritable=False)
+        os.close(nowhere)
+
+
 def _die() -> None:
     os.killpg(0, signal.SIGKILL)
+
+
+def _preload(modules: list[str]) -> None:
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:
+            raise ImportError(f"preloading {module!r} failed: {error!r}") from error
 
 
 class _Worker:
@@ -130,7 +152,7 @@ class _Worker:
         transport = SocketTransport(end, description="the application")
         session = Session(transport, Role.LISTENING, new_settings(), self._handlers)
         exchange = session.connection.exchange
-        self._jobs = Jobs(exchange.dispatch, transport.read_available, self._check)
+        self._jobs = Jobs(exchange.dispatch, transport.read_available, self._is_ending)
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         for method in (RUN, MAP):
@@ -140,9 +162,8 @@ class _Worker:
         await session.start()
         await session.wait_closed()
 
-    def _check(self) -> None:
-        if self.is_terminating:  # and what ran has caught the SystemExit
-            raise SystemExit(128 + signal.SIGTERM)
+    def _is_ending(self) -> bool:
+        return self.is_terminating
 
     def _begin(self, params: list[Any], call: Call) -> None:
         """Get ready. Answers like a job does: what fails may be any code of the user's.
@@ -155,9 +176,8 @@ class _Worker:
         main, argv, preload, setup = params
         try:
             sys.argv[:] = argv
-            for module in preload:
-                import_module(module)
             import_main(main)
+            _preload(preload)
             self._set_up(setup)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the application
             self._dispatch.complete(call, [FAILURE, 0.0, *dump_failure(error)])

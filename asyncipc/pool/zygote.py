@@ -50,10 +50,15 @@ def main(descriptor: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the application's to hear
     # What stands open now is the zygote's own, and nothing for its workers.
     own = _open_descriptors() - {0, 1, STDERR}
-    control = ControlSocket(socket.socket(fileno=descriptor))
+    with contextlib.closing(ControlSocket(socket.socket(fileno=descriptor))) as control:
+        _speak(control, own)
+    sys.exit(0)
+
+
+def _speak(control: ControlSocket, own: set[int]) -> None:
     received = control.receive()
     if received is None:
-        sys.exit(0)
+        return
     setup, (application,) = received
     assert isinstance(setup, Setup)
     began = monotonic()
@@ -62,7 +67,6 @@ def main(descriptor: int) -> NoReturn:
         control.send(Ready(monotonic() - began) if reason is None else Refused(reason))
         if reason is None:
             _Zygote(control, application, own).serve()
-    sys.exit(0)
 
 
 def _become(setup: Setup) -> str | None:

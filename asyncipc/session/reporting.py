@@ -124,9 +124,12 @@ class ProgressSender:
                 return
         # RuntimeError: the loop is closed, and with it the session.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._take_from_threads)
+            self._loop.call_soon_threadsafe(self.take_from_threads)
 
-    def _take_from_threads(self) -> None:
+    def take_from_threads(self) -> None:
+        """Send what threads have reported; by itself where nobody keeps the loop from it."""
+        if self._from_threads is None:
+            return
         with _waiting_updates:
             waiting, self._from_threads = self._from_threads, None
         for call, update in waiting or ():
