@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from asyncipc.session.context import Call, Progress, current_call, progress
     from asyncipc.session.session import Session, Statistics
     from asyncipc.transport.base import Credentials
+    from asyncipc.transport.fd import Fd
+    from asyncipc.transport.shared_memory import shared_array, shared_buffer
     from asyncipc.wire.codec import Codec
     from asyncipc.wire.json_codec import JSON
     from asyncipc.wire.msgpack_codec import MessagePack
@@ -70,6 +72,7 @@ __all__ = [
     "EncodeError",
     "Extension",
     "FaultCode",
+    "Fd",
     "FrameTooLarge",
     "HandshakeTimeout",
     "IPCError",
@@ -108,6 +111,8 @@ __all__ = [
     "progress",
     "register_scheme",
     "run",
+    "shared_array",
+    "shared_buffer",
 ]
 
 __version__ = "0.1.0"
@@ -155,6 +160,8 @@ _MODULES = {
     "asyncipc.session.context": ("Call", "Progress", "current_call", "progress"),
     "asyncipc.session.session": ("Session", "Statistics"),
     "asyncipc.transport.base": ("Credentials",),
+    "asyncipc.transport.fd": ("Fd",),
+    "asyncipc.transport.shared_memory": ("shared_array", "shared_buffer"),
     "asyncipc.wire.codec": ("Codec",),
     "asyncipc.wire.json_codec": ("JSON",),
     "asyncipc.wire.msgpack_codec": ("MessagePack",),

@@ -16,6 +16,7 @@ from typing import Any
 
 from asyncipc.errors import (
     CallDepthExceeded,
+    EncodeError,
     FaultCode,
     IPCError,
     LocalProtocolError,
@@ -37,7 +38,7 @@ from asyncipc.session.params import (
 from asyncipc.session.progress import OnProgress, ProgressRelay
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.waiter import Waiter
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import CANCEL, REQUEST, check_fields
@@ -188,11 +189,11 @@ class Calls:
         message = [REQUEST, wire_id, method, params, timeout]
         if metadata is not None:
             message.append(metadata)
-        attachments: list[Buffer] = []
+        attachments: list[Attachment] = []
         data = self._encode(message, attachments)
         is_large = attachments or len(data) > outbox.inline_size
         if is_large:
-            outbox.check_size(data, attachments)
+            outbox.check_size(data, attachments, message)
         pending = self.pending
         alone = not pending
         answer_id = wire_id + 1
@@ -201,7 +202,12 @@ class Calls:
         if depth:
             self._depths[answer_id] = depth
         if is_large:
-            self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+            try:
+                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+            except EncodeError:  # no descriptor was left to copy one that is to be sent
+                del pending[answer_id]
+                self._depths.pop(answer_id, None)
+                raise
         elif outbox.put_now(data, 0) if alone else outbox.put(data, 0):
             self._unsent[answer_id] = data
         self.requests += 1

@@ -5,25 +5,32 @@ Layer 2, inside the session. Above: the connection, which decides when. Below: i
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, cast
 
 from asyncipc.errors import IPCError
+from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.pings import Pings
+from asyncipc.session.placing import Placing
 from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
-from asyncipc.transport.base import Transport
+from asyncipc.transport.base import DescriptorCarrier, Transport
+from asyncipc.transport.regions import HAS_SHARED_MEMORY
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.handshake import RemoteLimits
+from asyncipc.wire.handshake import DESCRIPTORS_FEATURE, MEMORY_FEATURE, Agreement
 from asyncipc.wire.messages import GOODBYE, GoodbyeCode
 
 __all__ = ["Exchange"]
 
 MakeError = Callable[[], Exception]
+
+# That of the message that announces shared memory: nothing waits behind it but what refers to it.
+ANNOUNCEMENT_LANE: Final = -2
 
 
 class Exchange:
@@ -31,14 +38,19 @@ class Exchange:
 
     :param session: the public face, given to handlers
     :param ended: says why no more calls are accepted
+    :ivar features: what this side can do beyond the rest of the protocol
+    :ivar arrivals: what comes beside the stream, where the two sides have agreed on that
     """
 
     __slots__ = (
         "_codec",
+        "_loop",
         "_settings",
-        "_tolerates_noise",
+        "_transport",
+        "arrivals",
         "calls",
         "dispatch",
+        "features",
         "incoming_notifications",
         "notifications",
         "outbox",
@@ -57,7 +69,14 @@ class Exchange:
         ended: Callable[[], IPCError],
     ) -> None:
         self._settings = settings
-        self._tolerates_noise = transport.tolerates_noise
+        self._loop = loop
+        self._transport = transport
+        self.features: tuple[str, ...] = ()
+        if transport.can_carry_descriptors:
+            self.features = (DESCRIPTORS_FEATURE, MEMORY_FEATURE)
+            if not (HAS_SHARED_MEMORY and settings.limits.shared_memory_above):
+                self.features = (DESCRIPTORS_FEATURE,)
+        self.arrivals: Arrivals | None = None
         outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
         self.outbox: Outbox = outbox
         self.calls: Calls = Calls(loop, outbox, session, settings, ended)
@@ -73,7 +92,7 @@ class Exchange:
     def open(
         self,
         codec: Codec,
-        limits: RemoteLimits,
+        agreement: Agreement,
         *,
         goodbye: Callable[[list[Any]], None],
         noise: Callable[[bytes], None],
@@ -84,6 +103,9 @@ class Exchange:
         :param noise: called with bytes between frames
         """
         self._codec = codec
+        limits = agreement.limits
+        if DESCRIPTORS_FEATURE in agreement.features.intersection(self.features):
+            self._carry_descriptors(agreement)
         self.router = Router(
             codec,
             self.calls,
@@ -92,9 +114,11 @@ class Exchange:
             self.incoming_notifications,
             pings=self.pings,
             max_message=self._settings.limits.max_message,
-            tolerates_noise=self._tolerates_noise,
+            tolerates_noise=self._transport.tolerates_noise,
             goodbye=goodbye,
             noise=noise,
+            arrivals=self.arrivals,
+            placing=self.outbox.placing,
         )
         self.dispatch.open(codec)
         self.incoming_notifications.open(codec)
@@ -103,6 +127,34 @@ class Exchange:
         self.notifications.open(codec, limits.notification_credit)
         self.outbox.open(codec, max_frame=limits.max_frame, max_message=limits.max_message)
         return self.router
+
+    def _carry_descriptors(self, agreement: Agreement) -> None:
+        """Both sides can pass descriptors, and perhaps shared memory."""
+        shares = MEMORY_FEATURE in agreement.features.intersection(self.features)
+        transport = cast("DescriptorCarrier", self._transport)
+        self.arrivals = Arrivals(
+            self._loop,
+            self._settings.limits.max_descriptors,
+            shares=shares,
+            accept=transport.accept_descriptors,
+            send=self._send,
+        )
+        self.outbox.placing = Placing(
+            self._settings.limits,
+            agreement.limits.max_descriptors,
+            shares=shares,
+            send=self._send,
+            announce=self._announce,
+        )
+
+    def _send(self, message: list[Any]) -> None:
+        self.outbox.put(self._codec.encode(message, []))
+
+    def _announce(self, message: list[Any]) -> Callable[[], bool]:
+        attachments: list[Attachment] = []
+        data = self._codec.encode(message, attachments)
+        outgoing = self.outbox.put_large([data, *attachments], ANNOUNCEMENT_LANE).outgoing
+        return lambda: outgoing.finished
 
     def serve_with(self, handlers: HandlerChain) -> None:
         """From now on, ask these."""
@@ -146,6 +198,10 @@ class Exchange:
         self.dispatch.close()
         self.incoming_notifications.close()
         self.outbox.close()
+        if self.router is not None:
+            self.router.close()
+        if self.arrivals is not None:
+            self.arrivals.close()
 
     def _room_again(self) -> None:
         self.dispatch.progress.room_again()

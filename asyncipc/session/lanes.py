@@ -6,6 +6,7 @@ Layer 2, inside the session. Above: the outbox. Below: wire.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from asyncipc.session.placing import Cargo
 from asyncipc.transport.base import Buffer
 from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
 
@@ -17,19 +18,32 @@ class Transfer:
 
     :ivar number: what it goes by on the wire; 0 until its first part leaves
     :ivar done: called when it has left or was dropped
+    :ivar cargo: what goes beside it
     :ivar retracted: it was dropped, but its turn to leave its lane has not come
     """
 
-    __slots__ = ("done", "lane", "number", "outgoing", "retracted")
+    __slots__ = ("cargo", "done", "lane", "number", "outgoing", "retracted")
 
     def __init__(
-        self, lane: int, segments: Sequence[Buffer], done: Callable[[], object] | None
+        self,
+        lane: int,
+        segments: Sequence[Buffer],
+        cargo: Cargo | None,
+        done: Callable[[], object] | None,
     ) -> None:
         self.lane: int = lane
         self.outgoing: Outgoing = Outgoing(segments)
         self.number: int = 0
         self.done: Callable[[], object] | None = done
+        self.cargo: Cargo | None = cargo
         self.retracted: bool = False
+
+    def end(self) -> None:
+        """It has left, or was dropped: nobody needs what belongs to it any longer."""
+        if self.cargo is not None:
+            self.cargo.close(begun=self.number > 0)
+        if self.done is not None:
+            self.done()
 
 
 class Lanes(dict[int, deque[bytes | Transfer]]):
@@ -55,18 +69,19 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
         else:
             line.append(transfer)
 
-    def next_transfer(self, max_message: int) -> Transfer:
+    def next_transfer(self, max_message: int) -> Transfer | None:
         """The transfer that may send a part now: the lanes take turns.
 
         One is begun only while the other side, which takes messages of ``max_message`` bytes, can
-        hold it beside those already begun.
+        hold it beside those already begun, and takes what goes beside it. None: all that there are
+        wait for the latter.
         """
         for lane in list(self):
             line = self[lane] = self.pop(lane)  # to the end: others come first now
             transfer = _first(line)
             if transfer.number or self._may_begin(transfer, max_message):
                 return transfer
-        raise AssertionError("one transfer alone may always begin")
+        return None
 
     def begin(self, transfer: Transfer) -> int:
         """The number of a transfer whose first part leaves."""
@@ -111,6 +126,8 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
                     yield item
 
     def _may_begin(self, transfer: Transfer, max_message: int) -> bool:
+        if transfer.cargo is not None and not transfer.cargo.may_leave:
+            return False
         if not self._begun_size:
             return True
         begun = sum(1 for line in self.values() if _first(line).number)

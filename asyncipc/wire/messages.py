@@ -25,17 +25,20 @@ __all__ = [
     "BEGIN",
     "CANCEL",
     "CREDIT",
+    "DESCRIPTORS",
     "EXTEND",
     "FAULT",
     "FIELD_NAMES",
     "FIRST_IGNORABLE",
     "GOODBYE",
     "HELLO",
+    "MEMORY",
     "NOTIFY",
     "PART",
     "PING",
     "PONG",
     "PROGRESS",
+    "RELEASE",
     "REPLY",
     "REQUEST",
     "RETRACT",
@@ -57,7 +60,9 @@ PART: Final = 10
 RETRACT: Final = 11
 GOODBYE: Final = 12
 CREDIT: Final = 13
-# 14 and 15 are reserved for file descriptors and shared memory.
+DESCRIPTORS: Final = 14
+MEMORY: Final = 15
+RELEASE: Final = 16
 
 FIRST_IGNORABLE: Final = 64
 PROGRESS: Final = 64
@@ -130,6 +135,15 @@ def _is_sizes(value: Any) -> bool:
     return value.__class__ is list and bool(value) and all(_is_size(size) for size in value)
 
 
+def _is_segments(value: Any) -> bool:
+    return value.__class__ is list and bool(value) and all(map(_is_segment, value))
+
+
+def _is_segment(value: Any) -> bool:
+    """Its length; or, where it stands beside the transfer, what ``docs/protocol.md`` says."""
+    return value is None or _is_size(value) or (_is_sizes(value) and len(value) in (1, 4))
+
+
 def _is_anything(_value: Any) -> bool:
     return True
 
@@ -178,7 +192,7 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         "begin",
         (
             ("transfer", _is_id, "an integer from 1 below 2**63", False),
-            ("lengths", _is_sizes, "an array of sizes", False),
+            ("lengths", _is_segments, "an array of sizes", False),
         ),
     ),
     PART: ("part", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
@@ -196,6 +210,25 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         (
             ("stream", _is_size, "an integer from 0 below 2**63", False),
             ("count", _is_size, "an integer from 0 below 2**63", False),
+        ),
+    ),
+    DESCRIPTORS: (
+        "descriptors",
+        (("count", _is_size, "an integer from 0 below 2**63", False),),
+    ),
+    MEMORY: (
+        "memory",
+        (
+            ("segment", _is_id, "an integer from 1 below 2**63", False),
+            ("size", _is_id, "an integer from 1 below 2**63", False),
+            ("memfd", _is_anything, "a file descriptor", False),
+        ),
+    ),
+    RELEASE: (
+        "release",
+        (
+            ("segment", _is_id, "an integer from 1 below 2**63", False),
+            ("regions", _is_sizes, "an array of sizes", False),
         ),
     ),
     PROGRESS: (

@@ -14,19 +14,19 @@ Layer 1. Above: the session. Below: attachments. Does no I/O.
 """
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 from asyncipc.lazy import LazyModule
-from asyncipc.wire.attachments import MAX_ATTACHMENTS
+from asyncipc.wire.attachments import MAX_ATTACHMENTS, Attached
 
 if TYPE_CHECKING:
     from asyncipc.wire import large_bytes
 else:
     large_bytes = LazyModule("asyncipc.wire.large_bytes")
 
-__all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Outgoing"]
+__all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Beside", "Outgoing"]
 
 # Unfinished transfers in one direction. A sender finishes some before it begins others, so that
 # the memory of half-received messages is bounded; see docs/protocol.md.
@@ -73,17 +73,40 @@ class Outgoing:
         return self.taken == self.size
 
 
+class Beside(Protocol):
+    """The attachments of one message that do not come in the transfer; they were there first.
+
+    Their segments have the length 0 in the transfer.
+    """
+
+    @property
+    def attached(self) -> Mapping[int, Attached]:
+        """By segment."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """In bytes, of them all."""
+        ...
+
+    def finish(self, *, dropped: bool) -> None:
+        """The message is complete, or will never be."""
+        ...
+
+
 class _Incoming:
     """One unfinished message: takes bytes, fills segment after segment."""
 
-    __slots__ = ("_lengths", "_memory", "_missing_here", "missing", "segments", "size")
+    __slots__ = ("_lengths", "_memory", "_missing_here", "beside", "missing", "segments", "size")
 
-    def __init__(self, lengths: list[int]) -> None:
+    def __init__(self, lengths: list[int], beside: Beside | None) -> None:
+        self.beside = beside
         self._lengths = lengths
         self._memory = _new_memory(lengths[0])
         self._missing_here = lengths[0]  # bytes, of the segment that is being filled
         self.segments: list[bytes] = []
-        self.size = self.missing = sum(lengths)
+        self.missing = sum(lengths)
+        self.size = self.missing + (0 if beside is None else beside.size)
 
     def feed(self, data: memoryview) -> bool:
         """Take a chunk, of at most `missing` bytes; True when the message is complete."""
@@ -129,13 +152,14 @@ class Assembler:
     def __len__(self) -> int:
         return len(self._incoming)
 
-    def begin(self, transfer: int, lengths: list[int]) -> None:
+    def begin(self, transfer: int, lengths: list[int], beside: Beside | None = None) -> None:
         """A transfer was announced; what is attached belongs to it.
 
+        :param beside: attachments that have come by another way; its own, unless this raises
         :raises FrameTooLarge: the message is over ``max_message``
         :raises RemoteProtocolError: the announcement breaks the rules
         """
-        size = sum(lengths)
+        size = sum(lengths) + (0 if beside is None else beside.size)
         if size > self.max_message:
             raise FrameTooLarge(
                 f"the other side announced a message of {size} bytes; "
@@ -157,7 +181,7 @@ class Assembler:
                 f"Limits.max_message ({self.max_message}) are allowed"
             )
         self._held += size
-        self._current = self._incoming[transfer] = _Incoming(lengths)
+        self._current = self._incoming[transfer] = _Incoming(lengths, beside)
         self._current_id = transfer
 
     def part(self, transfer: int) -> None:
@@ -177,6 +201,13 @@ class Assembler:
         given_up = self._incoming.pop(transfer, None)
         if given_up is not None:
             self._held -= given_up.size
+            if given_up.beside is not None:
+                given_up.beside.finish(dropped=True)
+
+    def close(self) -> None:
+        """No more comes: drop what is unfinished."""
+        for transfer in list(self._incoming):
+            self.retract(transfer)
 
     def expect(self, size: int) -> None:
         """So many bytes are attached to the last begin or part.
@@ -190,10 +221,11 @@ class Assembler:
                 f"of which {missing} were missing"
             )
 
-    def feed(self, data: memoryview) -> list[bytes] | None:
+    def feed(self, data: memoryview) -> "tuple[list[bytes], Beside | None] | None":
         """Take attached bytes, no more than were expected.
 
-        :returns: the segments of the message when it is complete, else None
+        :returns: the segments of the message when it is complete, and what stands beside them;
+            else None
         """
         current = self._current
         assert current is not None, "expect lets no bytes through without a transfer"
@@ -202,4 +234,4 @@ class Assembler:
         self._current = None
         del self._incoming[self._current_id]
         self._held -= current.size
-        return current.segments
+        return current.segments, current.beside
