@@ -59,7 +59,7 @@ class Limits:
     max_noise: int = 64 * KIB
     stderr_tail: int = 16 * KIB
     max_descriptors: int = 64
-    shared_memory_above: int = 128 * KIB
+    shared_memory_above: int = 256 * KIB
     arena: int = 256 * MIB
     max_sessions: int = 10_000
 

@@ -218,7 +218,7 @@ class Arrivals:
                     with descriptors.popleft() as memfd:
                         memory = self._map(memfd, entry[0])
                 else:
-                    memory = self._region(*entry)
+                    memory = self.region(*entry)
                 beside.attached[at] = memory
                 beside.size += len(memory)
         except BaseException:
@@ -226,7 +226,6 @@ class Arrivals:
                 descriptor.close()
             beside.finish(dropped=True)
             raise
-        self.shared_received += beside.size
         return [entry if type(entry) is int else 0 for entry in lengths], beside
 
     def announced(self, segment: int, size: int, memfd: object) -> None:
@@ -261,13 +260,19 @@ class Arrivals:
         if not self._shares:
             raise RemoteProtocolError("the other side sent shared memory, which was not agreed on")
         try:
-            return shared_memory.received_memory(memfd.fileno(), size)
+            memory = shared_memory.received_memory(memfd.fileno(), size)
         except (OSError, ValueError) as error:
             raise RemoteProtocolError(f"the other side's shared memory: {error}") from error
+        self.shared_received += size
+        return memory
 
-    def _region(
+    def region(
         self, segment: int, number: int, offset: int, length: int
     ) -> "shared_memory.SharedBytes":
+        """What the other side wrote into its arena.
+
+        :raises RemoteProtocolError: there is no such region, or it was not given back
+        """
         image = self._image
         if image is None or segment != self._segment:
             raise RemoteProtocolError(
@@ -281,6 +286,7 @@ class Arrivals:
         except ValueError as error:
             raise RemoteProtocolError(f"the other side's region {number}: {error}") from error
         memory = shared_memory.SharedBytes(exporter, length)
+        self.shared_received += length
 
         def gone(_: object) -> None:
             # At any moment, in any thread, also inside of this very class. So it only leaves a

@@ -6,7 +6,7 @@ Layer 2, inside the session. Above: the outbox. Below: wire.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from asyncipc.session.placing import Cargo
+from asyncipc.session.placing import Cargo, Placing
 from asyncipc.transport.base import Buffer
 from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
 
@@ -37,6 +37,17 @@ class Transfer:
         self.done: Callable[[], object] | None = done
         self.cargo: Cargo | None = cargo
         self.retracted: bool = False
+
+    def share_some(self, placing: Placing | None) -> tuple[int, list[int] | None]:
+        """Copy the next bytes that go through shared memory, if any do.
+
+        :returns: how many; and where they are, if they are the next part of the transfer
+        """
+        if placing is None:
+            return 0, None
+        if self.number:
+            return placing.carry(self.outgoing)
+        return (0 if self.cargo is None else self.cargo.copy_some()), None
 
     def end(self) -> None:
         """It has left, or was dropped: nobody needs what belongs to it any longer."""

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 from asyncipc.session.lanes import Lanes, Transfer
-from asyncipc.session.placing import Placing, place
+from asyncipc.session.placing import Placing, measure, place
 from asyncipc.session.sinks import NOWHERE, DescriptorSink, Sink
 from asyncipc.wire.attachments import Attachment, NoDescriptors
 from asyncipc.wire.codec import Codec
@@ -161,20 +161,13 @@ class Outbox:
         :raises FrameTooLarge: the other side would not take it
         :raises EncodeError: it holds a file descriptor, and cannot be sent one
         """
-        size, descriptors = len(data), 0
-        for attachment in attachments:
-            if hasattr(attachment, "fileno"):
-                descriptors += 1
+        size, descriptors = measure(attachments)
+        if descriptors:
+            if self.placing is None:
+                self._encode(cast("list[Any]", message), NoDescriptors())  # knows the path
             else:
-                size += memoryview(attachment).nbytes
-        if descriptors and self.placing is None:
-            assert message is not None
-            self._encode(message, NoDescriptors())  # raises, and knows the path
-        elif self.placing is not None and descriptors > self.placing.max_descriptors:
-            raise FrameTooLarge(
-                f"the message has {descriptors} file descriptors; "
-                f"the other side's Limits.max_descriptors is {self.placing.max_descriptors}"
-            )
+                self.placing.check_count(descriptors)
+        size += len(data)
         if size > self._max_message:
             raise FrameTooLarge(
                 f"the message has {size} bytes; "
@@ -327,10 +320,10 @@ class Outbox:
                 transfer = self._lanes.next_transfer(self._max_message)
                 if transfer is None:
                     break  # the other side will say when it takes what goes beside it
-                if transfer.cargo is not None and (size := transfer.cargo.copy_some()):
-                    copied += size
-                else:
-                    written += self._write_part(transfer)
+                size, region = transfer.share_some(self.placing)
+                copied += size
+                if region is not None or not size:
+                    written += self._write_part(transfer, region, size)
             else:
                 break
         self.bytes_sent += written
@@ -408,20 +401,25 @@ class Outbox:
         self.size -= size
         return queue[0] if taken == 1 else self._join(queue[:taken])
 
-    def _write_part(self, transfer: Transfer) -> int:
-        """Write the next part of a transfer; return its size in bytes."""
+    def _write_part(self, transfer: Transfer, region: list[int] | None, shared: int) -> int:
+        """Write the next part of a transfer; return its size in bytes.
+
+        :param region: where the next ``shared`` bytes are, if not in the stream
+        """
         outgoing = transfer.outgoing
         descriptors: Sequence[int] = ()
         if transfer.number:
-            head: list[Any] = [PART, transfer.number]
+            head: list[Any] = [PART, transfer.number, *([] if region is None else [region])]
         else:
             head = [BEGIN, self._lanes.begin(transfer), outgoing.lengths]
             if transfer.cargo is not None:
                 head[2], descriptors = transfer.cargo.lengths, transfer.cargo.leaves()
         envelope = self._encode(head, [])
-        part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
+        part: list[memoryview] = []
+        if region is None:
+            part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
         size = sum(map(len, part))
-        self.size -= size
+        self.size -= size + shared
         frame = frame_header(len(envelope), size) + envelope
         if descriptors:
             sink = cast("DescriptorSink", self._sink)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from asyncipc.config import Limits
-from asyncipc.errors import EncodeError, RemoteProtocolError
+from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
 from asyncipc.lazy import LazyModule
 from asyncipc.wire.attachments import Attachment, Buffer, HasFileno
 from asyncipc.wire.messages import DESCRIPTORS, MEMORY
+from asyncipc.wire.transfers import Outgoing
 
 if TYPE_CHECKING:
     from asyncipc.transport import fd, shared_memory
@@ -24,10 +25,23 @@ else:
     fd = LazyModule("asyncipc.transport.fd")
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
-__all__ = ["Cargo", "Placing", "place"]
+__all__ = ["Cargo", "Placing", "measure", "place"]
 
 # Bytes copied into the arena before others get their turn.
 COPY_SIZE: Final = 1024 * 1024
+
+# Bytes and bytearrays are copied at the other end. From this size on they go part by part, so that
+# the two sides copy at the same time, and nothing waits for the whole.
+CARRIED_ABOVE: Final = 1024 * 1024
+
+# Bytes of such a part, and of those that the other side has not copied yet: what it may find to do
+# in one read, while a ping waits. Beyond, parts go in the stream, where the kernel makes the sender
+# wait.
+CARRIED_PART: Final = 512 * 1024
+CARRIED_BOUND: Final = 2 * 1024 * 1024
+
+# Of one message: where they are has to fit into its first frame.
+MAX_REGIONS: Final = 64
 
 # The one arena of a side; later versions may have more.
 SEGMENT: Final = 1
@@ -126,6 +140,7 @@ class Placing:
         "_arena",
         "_arena_is_known",
         "_asked",
+        "_carried",
         "_limits",
         "_max_descriptors",
         "_send",
@@ -152,14 +167,18 @@ class Placing:
         self._arena: shared_memory.Arena | None = None
         self._arena_is_known: Callable[[], bool] | None = None
         self._asked = False
+        self._carried: dict[int, int] = {}  # parts of transfers: region and length
         self.credit: int = 0
         self.descriptors_sent: int = 0
         self.shared_sent: int = 0
 
-    @property
-    def max_descriptors(self) -> int:
-        """Those that one message may have."""
-        return self._max_descriptors
+    def check_count(self, descriptors: int) -> None:
+        """:raises FrameTooLarge: one message may not have so many"""
+        if descriptors > self._max_descriptors:
+            raise FrameTooLarge(
+                f"the message has {descriptors} file descriptors; "
+                f"the other side's Limits.max_descriptors is {self._max_descriptors}"
+            )
 
     @property
     def arena_used(self) -> int:
@@ -207,6 +226,29 @@ class Placing:
             self._ask()
         return stream, cargo
 
+    def carry(self, outgoing: Outgoing) -> tuple[int, list[int] | None]:
+        """Copy the next part of a transfer, its size and where it is; 0 and None if it cannot go.
+
+        That is where there is no room, or the other side has copied too little of those before.
+        """
+        missing = outgoing.size - outgoing.taken
+        if not (self._shares and self.arena_is_known) or self._arena is None:
+            return 0, None
+        if missing < self._limits.shared_memory_above:
+            return 0, None
+        if sum(self._carried.values()) >= CARRIED_BOUND:
+            return 0, None
+        region = self._arena.take(min(missing, CARRIED_PART))
+        if region is None:
+            return 0, None
+        start = 0
+        for piece in outgoing.next_part(region.length):
+            region.memory[start : start + len(piece)] = piece
+            start += len(piece)
+        self._carried[region.number] = region.length
+        self.shared_sent += region.length
+        return region.length, [SEGMENT, region.number, region.offset, region.length]
+
     def credited(self, count: int) -> None:
         """The other side takes more descriptors.
 
@@ -239,6 +281,7 @@ class Placing:
         """A region is free again; KeyError if it was."""
         if self._arena is None:
             raise KeyError(number)
+        self._carried.pop(number, None)
         self._arena.give_back(number)
 
     def close(self) -> None:
@@ -256,14 +299,20 @@ class Placing:
             cargo.lengths.append([size])
             self.shared_sent += size
             return True
-        if size < self._limits.shared_memory_above:
-            return False
-        arena = self._arena or self._new_arena()
-        region = None if arena is None else arena.take(size)
+        region = self._region_for(buffer, size) if len(cargo.regions) < MAX_REGIONS else None
         if region is None:
             return False
         cargo.add_region(region, buffer)
         return True
+
+    def _region_for(self, buffer: Buffer, size: int) -> "shared_memory.Region | None":
+        """A region for all of a buffer; None where it goes in the stream, perhaps in parts."""
+        if size < self._limits.shared_memory_above:
+            return None
+        arena = self._arena or self._new_arena()
+        if size > CARRIED_ABOVE and not isinstance(buffer, memoryview):
+            return None
+        return None if arena is None else arena.take(size)
 
     def _new_arena(self) -> "shared_memory.Arena | None":
         """Make and announce the arena; None if none is to be had, now and later."""
@@ -293,6 +342,17 @@ def place(
         return placing.place(segments, lasting=lasting)
     buffers = cast("Sequence[Buffer]", segments)
     return (buffers if lasting else [_owned(buffer) for buffer in buffers]), None
+
+
+def measure(attachments: Sequence[Attachment]) -> tuple[int, int]:
+    """The bytes in the buffers, and how many of the others, descriptors, there are."""
+    size = descriptors = 0
+    for attachment in attachments:
+        if hasattr(attachment, "fileno"):
+            descriptors += 1
+        else:
+            size += memoryview(attachment).nbytes
+    return size, descriptors
 
 
 def _owned(buffer: Buffer) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from asyncipc.errors import DecodeError, ProtocolError, RemoteProtocolError
-from asyncipc.session.arrivals import Arrivals, Unloaded
+from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
@@ -20,7 +20,7 @@ from asyncipc.wire import messages
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, GoodbyeCode, check_fields, shown
-from asyncipc.wire.transfers import Assembler
+from asyncipc.wire.transfers import Assembler, Beside
 
 __all__ = ["Router"]
 
@@ -121,12 +121,11 @@ class Router:
     def attached(self, data: memoryview) -> None:
         """Bytes of a transfer came; see `asyncipc.wire.framing.FrameSink`."""
         assert self._assembler is not None, "begin or part came before"
-        complete = self._assembler.feed(data)
-        if complete is None:
+        segments = self._assembler.feed(data)
+        if segments is None:
             return
-        segments, beside = complete
+        beside, self._assembler.beside = self._assembler.beside, None
         if beside is not None:
-            assert isinstance(beside, Unloaded)
             self._route_unloaded(segments, beside)
             return
         self._route(self._decode_segments(segments), sum(map(len, segments)))
@@ -142,7 +141,7 @@ class Router:
         except DecodeError as error:
             raise RemoteProtocolError(f"the other side sent no message: {error}") from error
 
-    def _route_unloaded(self, segments: list[Any], beside: Unloaded) -> None:
+    def _route_unloaded(self, segments: list[Any], beside: Beside) -> None:
         """Hand over a message with descriptors or shared memory.
 
         Descriptors in what nobody takes (a late reply, a request without a handler) are closed.
@@ -237,6 +236,14 @@ class Router:
         if self._assembler is None:
             self._assembler = Assembler(self._max_message)
         self._assembler.part(message[1])
+        if len(message) > 2 and message[2] is not None:
+            if self._arrivals is None:
+                raise RemoteProtocolError(
+                    "the other side sent a part in shared memory, which was not agreed on"
+                )
+            memory = self._arrivals.region(*message[2])
+            self._assembler.expect(len(memory))
+            self.attached(memory.readonly())
 
     def _receive_retract(self, message: list[Any]) -> None:
         if self._assembler is not None:

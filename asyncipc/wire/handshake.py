@@ -80,7 +80,7 @@ class RemoteLimits(NamedTuple):
     max_message: int
     max_requests: int
     notification_credit: int
-    max_descriptors: int
+    max_descriptors: int = 0
 
 
 class Agreement(NamedTuple):

@@ -144,6 +144,10 @@ def _is_segment(value: Any) -> bool:
     return value is None or _is_size(value) or (_is_sizes(value) and len(value) in (1, 4))
 
 
+def _is_optional_region(value: Any) -> bool:
+    return value is None or (_is_sizes(value) and len(value) == 4)
+
+
 def _is_anything(_value: Any) -> bool:
     return True
 
@@ -195,7 +199,13 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
             ("lengths", _is_segments, "an array of sizes", False),
         ),
     ),
-    PART: ("part", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
+    PART: (
+        "part",
+        (
+            ("transfer", _is_id, "an integer from 1 below 2**63", False),
+            ("region", _is_optional_region, "nil or an array of four sizes", True),
+        ),
+    ),
     RETRACT: ("retract", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
     GOODBYE: (
         "goodbye",

@@ -140,13 +140,14 @@ class Assembler:
         all unfinished ones together where there are several
     """
 
-    __slots__ = ("_current", "_current_id", "_held", "_incoming", "max_message")
+    __slots__ = ("_current", "_current_id", "_held", "_incoming", "beside", "max_message")
 
     def __init__(self, max_message: int) -> None:
         self.max_message: int = max_message
         self._incoming: dict[int, _Incoming] = {}
         self._held = 0
         self._current: _Incoming | None = None
+        self.beside: Beside | None = None
         self._current_id = 0
 
     def __len__(self) -> int:
@@ -221,11 +222,11 @@ class Assembler:
                 f"of which {missing} were missing"
             )
 
-    def feed(self, data: memoryview) -> "tuple[list[bytes], Beside | None] | None":
+    def feed(self, data: memoryview) -> list[bytes] | None:
         """Take attached bytes, no more than were expected.
 
-        :returns: the segments of the message when it is complete, and what stands beside them;
-            else None
+        :returns: the segments of the message when it is complete, else None; what stands beside
+            them is `beside` then
         """
         current = self._current
         assert current is not None, "expect lets no bytes through without a transfer"
@@ -234,4 +235,5 @@ class Assembler:
         self._current = None
         del self._incoming[self._current_id]
         self._held -= current.size
-        return current.segments, current.beside
+        self.beside = current.beside
+        return current.segments
