@@ -10,13 +10,14 @@ import platform
 import sys
 from time import perf_counter
 
-from benchmarks import bulk, echo, idle, imports, leaks, notify
+from benchmarks import bulk, echo, idle, imports, leaks, notify, shared_memory
 from benchmarks.harness import Settings
 
 BENCHMARKS = {
     "echo": echo.run,
     "notify": notify.run,
     "bulk": bulk.run,
+    "memory": shared_memory.run,
     "idle": idle.run,
     "import": imports.run,
     "leaks": leaks.run,

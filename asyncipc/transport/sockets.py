@@ -28,7 +28,9 @@ _MAX_DESCRIPTORS: Final = 253
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
 # A descriptor that comes must not get into a child that is being started: at once where possible.
-_CLOSE_ON_EXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_CLOSE_ON_EXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)  # its operators as an enum take longer than the read
 
 
 class SocketTransport(PolledTransport):
@@ -85,7 +87,7 @@ class SocketTransport(PolledTransport):
         count, ancillary, flags, _ = self._sock.recvmsg_into(
             (buffer,), _ANCILLARY_SIZE, _CLOSE_ON_EXEC
         )
-        if ancillary or flags & socket.MSG_CTRUNC:
+        if ancillary or flags & _TRUNCATED:
             descriptors = array.array("i")
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -95,7 +97,7 @@ class SocketTransport(PolledTransport):
                 for descriptor in descriptors:
                     os.set_inheritable(descriptor, False)
             cast("DescriptorReceiver", self._receiver).descriptors_received(
-                descriptors.tolist(), lost=bool(flags & socket.MSG_CTRUNC)
+                descriptors.tolist(), lost=bool(flags & _TRUNCATED)
             )
         return count
 

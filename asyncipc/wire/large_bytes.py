@@ -43,6 +43,8 @@ class LargeBytes:
 
     def write(self, data: memoryview) -> None:
         """Append; no more than ``size`` bytes in all."""
+        if not data:  # a part has ended where this began, and there may be no memory to write to
+            return
         end = self._filled + len(data)
         if end > len(self._view):
             self._grow(min(self._size, max(GROWTH * end, RESERVE if end > SOME else 0)))
