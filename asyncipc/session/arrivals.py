@@ -296,16 +296,23 @@ class Arrivals:
             if not self._is_waking:
                 self._is_waking = True
                 with contextlib.suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(self._return_regions)
+                    self._loop.call_soon_threadsafe(self.return_regions)
 
         self._held[number] = Held(ref(exporter, gone), offset, length, memory.was_written)
         return memory
 
-    def _return_regions(self) -> None:
+    def gather_regions(self) -> None:
+        """What nobody looks at any more need not wake the loop: `return_regions` follows."""
+        self._is_waking = True
+
+    def return_regions(self) -> None:
+        """Give back what nobody looks at any more, and be told again of what comes after."""
         image = self._image
         if image is None:
             return
         self._is_waking = False
+        if not self._gone:
+            return
         numbers: list[int] = []
         while self._gone:
             number = self._gone.popleft()

@@ -146,6 +146,16 @@ class Router:
 
         Descriptors in what nobody takes (a late reply, a request without a handler) are closed.
         """
+        assert self._arrivals is not None
+        self._arrivals.gather_regions()
+        try:
+            self._route_filled(segments, beside)
+        finally:
+            segments.clear()
+            # Together with the answer, if there is one already.
+            self._arrivals.return_regions()
+
+    def _route_filled(self, segments: list[Any], beside: Beside) -> None:
         size = sum(map(len, segments)) + beside.size
         for at, attached in beside.attached.items():
             segments[at] = attached
@@ -241,9 +251,15 @@ class Router:
                 raise RemoteProtocolError(
                     "the other side sent a part in shared memory, which was not agreed on"
                 )
-            memory = self._arrivals.region(*message[2])
-            self._assembler.expect(len(memory))
-            self.attached(memory.readonly())
+            self._arrivals.gather_regions()
+            self._feed_region(*message[2], arrivals=self._arrivals)
+            self._arrivals.return_regions()
+
+    def _feed_region(self, *region: int, arrivals: Arrivals) -> None:
+        assert self._assembler is not None
+        memory = arrivals.region(*region)
+        self._assembler.expect(len(memory))
+        self.attached(memory.readonly())
 
     def _receive_retract(self, message: list[Any]) -> None:
         if self._assembler is not None:

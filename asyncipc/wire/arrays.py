@@ -5,6 +5,7 @@ numpy is imported when an array comes, and never before: who sends one has impor
 Layer 1. Above: encoding, values. Below: nothing of the library.
 """
 
+import functools
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -34,19 +35,14 @@ def describe_array(array: Any) -> tuple[list[Any], memoryview]:
 
     :raises ValueError: it holds Python objects, or is of a dtype that has no such description
     """
-    dtype = array.dtype
-    if dtype.hasobject:
-        raise ValueError(f"an array of {dtype}: it holds Python objects")
-    descr = numpy_format.dtype_to_descr(dtype)
-    if numpy_format.descr_to_dtype(descr) != dtype:
-        raise ValueError(f"an array of {dtype}: numpy has no description of that dtype")
+    descr = _description(array.dtype)
     order = "C"
     if not array.flags.c_contiguous:
         if array.flags.f_contiguous:
             order = "F"
         else:
             array = array.copy(order="C")
-    head = [_as_lists(descr), list(array.shape), order]
+    head = [descr, list(array.shape), order]
     if not array.nbytes:
         return head, memoryview(b"")
     flat = (array.T if order == "F" else array).reshape(-1)
@@ -65,14 +61,33 @@ def make_array(payload: Any, data: Any) -> Any:
         raise ValueError(f"the shape of an array is an array of sizes, not {shape!r:.60}")
     if order not in ("C", "F"):
         raise ValueError(f"the order of an array is 'C' or 'F', not {order!r:.60}")
-    dtype = numpy_format.descr_to_dtype(_as_tuples(descr))
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects")
+    dtype = _named_dtype(descr) if type(descr) is str else _make_dtype(descr)
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array of {dtype} with the shape {shape}")
     if not len(data):
         return numpy.empty(shape, dtype, order)
     return numpy.ndarray(shape, dtype, data, order=order)
+
+
+# They take ten times as long as the rest; programs have few dtypes.
+@functools.lru_cache(maxsize=256)
+def _description(dtype: Any) -> Any:
+    if dtype.hasobject:
+        raise ValueError(f"an array of {dtype}: it holds Python objects")
+    descr = numpy_format.dtype_to_descr(dtype)
+    if numpy_format.descr_to_dtype(descr) != dtype:
+        raise ValueError(f"an array of {dtype}: numpy has no description of that dtype")
+    return _as_lists(descr)
+
+
+def _make_dtype(descr: Any) -> Any:
+    dtype = numpy_format.descr_to_dtype(_as_tuples(descr))
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    return dtype
+
+
+_named_dtype = functools.lru_cache(maxsize=256)(_make_dtype)
 
 
 def _as_lists(descr: Any) -> Any:

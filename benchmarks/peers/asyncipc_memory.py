@@ -1,7 +1,7 @@
 """asyncipc over a unix socket: numpy arrays through shared memory, and file descriptors."""
 
 import asyncio
-import os
+import tempfile
 from collections.abc import Callable
 from time import perf_counter
 
@@ -20,7 +20,7 @@ def serve(path: str, ready: Callable[[], None]) -> None:
     peer = asyncipc.Peer(timeout=None)
 
     @peer.on_request("store")
-    def store(array: numpy.ndarray) -> int:  # type: ignore[type-arg]
+    def store(array: numpy.ndarray) -> int:
         return array.nbytes
 
     @peer.on_request("take")
@@ -43,9 +43,9 @@ def client(path: str) -> None:
             asyncipc.Peer(timeout=None) as peer,
             peer.connect(f"unix:{path}") as session,
         ):
-            arrays: dict[tuple[str, int], numpy.ndarray] = {}  # type: ignore[type-arg]
+            arrays: dict[tuple[str, int], numpy.ndarray] = {}
 
-            def array(kind: str, size: int) -> numpy.ndarray:  # type: ignore[type-arg]
+            def array(kind: str, size: int) -> numpy.ndarray:
                 if (kind, size) not in arrays:
                     arrays.clear()
                     make = asyncipc.shared_array if kind == "shared" else numpy.empty
@@ -68,7 +68,7 @@ def client(path: str) -> None:
 
             async def descriptors(count: int) -> float:
                 """Descriptors per second, one in each call."""
-                with open(os.devnull, "rb") as file:
+                with tempfile.TemporaryFile() as file:
 
                     async def caller() -> None:
                         for _ in range(count // IN_FLIGHT):

@@ -27,7 +27,7 @@ def client(path: str) -> None:
     child = spawn.Process(target=answer, args=(theirs,), daemon=True)
     child.start()
 
-    arrays: dict[int, numpy.ndarray] = {}  # type: ignore[type-arg]
+    arrays: dict[int, numpy.ndarray] = {}
 
     def copied(size: int) -> float:
         if size not in arrays:
