@@ -35,6 +35,49 @@ def serve(path: str, ready: Callable[[], None]) -> None:
     asyncipc.run(main())
 
 
+class Measures:
+    """The commands of a client."""
+
+    def __init__(self, session: asyncipc.Session) -> None:
+        self._request = session.request
+        self._arrays: dict[tuple[str, int], numpy.ndarray] = {}
+
+    async def copied(self, size: int) -> float:
+        """Seconds for an array, which is copied into the arena, and the acknowledgement."""
+        return await self._send(self._array("copied", size), size)
+
+    async def shared(self, size: int) -> float:
+        """Seconds for an array that lies in shared memory, and the acknowledgement."""
+        return await self._send(self._array("shared", size), size)
+
+    async def descriptors(self, count: int) -> float:
+        """Descriptors per second, one in each call."""
+        with tempfile.TemporaryFile() as file:
+
+            async def caller() -> None:
+                for _ in range(count // IN_FLIGHT):
+                    await self._request("take", [file])
+
+            begin = perf_counter()
+            await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+            return count // IN_FLIGHT * IN_FLIGHT / (perf_counter() - begin)
+
+    async def _send(self, data: object, size: int) -> float:
+        times = repeats(size)
+        begin = perf_counter()
+        for _ in range(times):
+            assert await self._request("store", [data]) == size
+        return (perf_counter() - begin) / times
+
+    def _array(self, kind: str, size: int) -> numpy.ndarray:
+        if (kind, size) not in self._arrays:
+            self._arrays.clear()
+            make = asyncipc.shared_array if kind == "shared" else numpy.empty
+            self._arrays[kind, size] = make(size, numpy.uint8)
+            self._arrays[kind, size][:] = 7
+        return self._arrays[kind, size]
+
+
 def client(path: str) -> None:
     """Connect and measure."""
 
@@ -43,41 +86,13 @@ def client(path: str) -> None:
             asyncipc.Peer(timeout=None) as peer,
             peer.connect(f"unix:{path}") as session,
         ):
-            arrays: dict[tuple[str, int], numpy.ndarray] = {}
-
-            def array(kind: str, size: int) -> numpy.ndarray:
-                if (kind, size) not in arrays:
-                    arrays.clear()
-                    make = asyncipc.shared_array if kind == "shared" else numpy.empty
-                    arrays[kind, size] = make(size, numpy.uint8)
-                    arrays[kind, size][:] = 7
-                return arrays[kind, size]
-
-            async def send(data: object, size: int) -> float:
-                times = repeats(size)
-                begin = perf_counter()
-                for _ in range(times):
-                    assert await session.request("store", [data]) == size
-                return (perf_counter() - begin) / times
-
-            async def copied(size: int) -> float:
-                return await send(array("copied", size), size)
-
-            async def shared(size: int) -> float:
-                return await send(array("shared", size), size)
-
-            async def descriptors(count: int) -> float:
-                """Descriptors per second, one in each call."""
-                with tempfile.TemporaryFile() as file:
-
-                    async def caller() -> None:
-                        for _ in range(count // IN_FLIGHT):
-                            await session.request("take", [file])
-
-                    begin = perf_counter()
-                    await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-                    return count // IN_FLIGHT * IN_FLIGHT / (perf_counter() - begin)
-
-            await obey_async({"copied": copied, "shared": shared, "descriptors": descriptors})
+            measures = Measures(session)
+            await obey_async(
+                {
+                    "copied": measures.copied,
+                    "shared": measures.shared,
+                    "descriptors": measures.descriptors,
+                }
+            )
 
     asyncipc.run(main())
