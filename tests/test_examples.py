@@ -13,6 +13,8 @@ EXAMPLES = ROOT / "examples"
 # What each says last, as a pattern, and what on stderr.
 ALONE = {
     "hello": (r"the child says that 1 \+ 2 = 3", "this goes to stderr and harms nobody\n"),
+    "hand_over": ("12 connections handed to 3 processes", ""),
+    "image_filter": (r"60 frames of 2\.8 MB, \d+ a second", ""),
     "json_wire": (r'child:  \[3, 3, "hello Zoë"\]', ""),
     "messages": ("sold out: no tea left 1", ""),
     "progress": ("20 loaves", ""),

@@ -26,7 +26,7 @@ import pytest
 
 from tests.programs import LIMIT, ROOT, environment
 
-PAGES = ["README.md", "docs/errors.md", "docs/stdio.md"]
+PAGES = ["README.md", "docs/errors.md", "docs/stdio.md", "docs/shared-memory.md"]
 
 LINK = re.compile(r"\[[^]\[]*\]\(([^)\s]+)\)")
 

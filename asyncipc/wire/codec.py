@@ -9,7 +9,7 @@ Layer 1. Above: the session. Below: attachments.
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from asyncipc.wire.attachments import Attached, Attachment, Buffer
+from asyncipc.wire.attachments import Attached, Buffer
 
 __all__ = ["Codec"]
 
@@ -29,7 +29,7 @@ class Codec(Protocol):
     name: str
     leading: bytes
 
-    def encode(self, message: list[Any], attachments: list[Attachment]) -> bytes:
+    def encode(self, message: list[Any], attachments: list[Any]) -> bytes:
         """One message as an envelope.
 
         :param message: ``[kind, field, ...]``

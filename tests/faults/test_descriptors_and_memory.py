@@ -94,17 +94,18 @@ async def facing(
     peer: Peer | None = None, *, ask: bool = True
 ) -> AsyncIterator[tuple[RawCarrier, Session, Journal]]:
     """A session of a peer whose notifications are noted; it has been asked for credit."""
-    peer, taken = peer or Peer(limits=Limits(max_descriptors=4)), Journal()
+    limits = Limits() if peer is not None else Limits(max_descriptors=4)
+    peer, taken = peer or Peer(limits=limits), Journal()
     peer.on_notification("take")(lambda *values: taken.append(values))
     ours, theirs = socket.socketpair()
-    limits = {"max_message": 2**30, "max_requests": 100, "max_descriptors": 4}
+    announced = {"max_message": 2**30, "max_requests": 100, "max_descriptors": 4}
     async with RawCarrier(ours) as raw:
-        await raw.send(hello(features=["descriptors", "shared memory"], limits=limits))
+        await raw.send(hello(features=["descriptors", "shared memory"], limits=announced))
         async with peer.wrap(theirs) as session:
             await raw.receive()
             if ask:
                 await raw.send([DESCRIPTORS, 0])
-                assert await raw.receive() == [DESCRIPTORS, 2 * peer._limits.max_descriptors]
+                assert await raw.receive() == [DESCRIPTORS, 2 * limits.max_descriptors]
             yield raw, session, taken
 
 
