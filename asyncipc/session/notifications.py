@@ -105,10 +105,11 @@ class NotificationSender:
         outbox = self._outbox
         if self._credit <= 0 or self.gate.waiting or outbox.full or not outbox.accepts_calls:
             return False
-        attachments: list[Buffer] = []
-        data = self._encode([NOTIFY, method, params], attachments)
+        message = [NOTIFY, method, params]
+        attachments: list[Attachment] = []
+        data = self._encode(message, attachments)
         if attachments or len(data) > outbox.inline_size:
-            self._send_large(data, attachments)
+            self._send_large(message, data, attachments)
         else:
             outbox.put(data, 0, NOTIFICATION_BATCH)
             self._charge(len(data))
