@@ -102,6 +102,7 @@ class Cargo:
             self.descriptors.append(os.dup(holder.fileno()))
         except (OSError, ValueError) as error:
             raise EncodeError(f"a file descriptor cannot be copied to be sent: {error}") from error
+        self.lengths.append(None)
 
     def add_region(self, region: "shared_memory.Region", source: Buffer) -> None:
         """The region is to hold what is in the source."""
@@ -117,8 +118,7 @@ class Cargo:
         if not begun:
             # The other side has not heard of the regions, and shall not read what was not sent.
             for region in self.regions:
-                region.wipe()
-                self._placing.give_back(region.number)
+                self._placing.drop(region)
         self.regions = []
         self._copies.clear()
 
@@ -141,6 +141,7 @@ class Placing:
         "_arena_is_known",
         "_asked",
         "_carried",
+        "_is_closed",
         "_limits",
         "_max_descriptors",
         "_send",
@@ -167,6 +168,7 @@ class Placing:
         self._arena: shared_memory.Arena | None = None
         self._arena_is_known: Callable[[], bool] | None = None
         self._asked = False
+        self._is_closed = False
         self._carried: dict[int, int] = {}  # parts of transfers: region and length
         self.credit: int = 0
         self.descriptors_sent: int = 0
@@ -203,15 +205,15 @@ class Placing:
         """
         cargo = Cargo(self)
         stream: list[Buffer] = []
+        if self._is_closed:
+            return _nothing_sent(segments), None
         try:
             for segment in segments:
                 if hasattr(segment, "fileno"):
                     cargo.add_descriptor(segment)
-                    cargo.lengths.append(None)
                 elif not (stream and self._place_buffer(cargo, segment)):
-                    owned = segment if lasting else _owned(segment)
-                    stream.append(owned)
-                    cargo.lengths.append(len(memoryview(owned).cast("B")))
+                    stream.append(segment if lasting else _owned(segment))
+                    cargo.lengths.append(memoryview(segment).nbytes)
             if not lasting:
                 cargo.copy_all()
         except BaseException:
@@ -219,9 +221,7 @@ class Placing:
             raise
         if len(stream) == len(segments):
             return stream, None
-        for segment in segments:
-            if type(segment) is fd.Fd:
-                segment.close()
+        _close_given(segments)
         if cargo.descriptors:
             self._ask()
         return stream, cargo
@@ -277,6 +277,12 @@ class Placing:
                     "which it did not have"
                 ) from None
 
+    def drop(self, region: "shared_memory.Region") -> None:
+        """What a region holds was not sent, and shall not be seen."""
+        if not self._is_closed:
+            region.wipe()
+            self.give_back(region.number)
+
     def give_back(self, number: int) -> None:
         """A region is free again; KeyError if it was."""
         if self._arena is None:
@@ -286,6 +292,7 @@ class Placing:
 
     def close(self) -> None:
         """The session is over; what the other side still holds lives as long as its mapping."""
+        self._is_closed = True
         self._arena = None
         self._shares = False
 
@@ -295,7 +302,10 @@ class Placing:
         size = memoryview(buffer).nbytes
         memory = shared_memory.memory_behind(buffer)
         if memory is not None and len(cargo.descriptors) < self._max_descriptors:
-            cargo.descriptors.append(os.dup(memory.fd))
+            try:
+                cargo.descriptors.append(os.dup(memory.fd))
+            except OSError:  # no descriptor is left
+                return False
             cargo.lengths.append([size])
             self.shared_sent += size
             return True
@@ -319,12 +329,12 @@ class Placing:
         try:
             arena = shared_memory.Arena(self._limits.arena)
             memfd = fd.Fd(os.dup(arena.fd))
-        except OSError:
-            self._shares = False  # shared buffers need descriptors too
+            with memfd:
+                self._arena_is_known = self._announce([MEMORY, SEGMENT, arena.size, memfd])
+        except (OSError, EncodeError):  # there is no shared memory, or no descriptor left
+            self._shares = False
             return None
         self._arena = arena
-        with memfd:
-            self._arena_is_known = self._announce([MEMORY, SEGMENT, arena.size, memfd])
         return arena
 
     def _ask(self) -> None:
@@ -353,6 +363,19 @@ def measure(attachments: Sequence[Attachment]) -> tuple[int, int]:
         else:
             size += memoryview(attachment).nbytes
     return size, descriptors
+
+
+def _close_given(segments: Sequence[Attachment]) -> None:
+    """Whoever sends an `Fd` gives it away."""
+    for segment in segments:
+        if type(segment) is fd.Fd:
+            segment.close()
+
+
+def _nothing_sent(segments: Sequence[Attachment]) -> list[Buffer]:
+    """The buffers, for an outbox that sends nothing any more."""
+    _close_given(segments)
+    return [segment for segment in segments if not hasattr(segment, "fileno")]
 
 
 def _owned(buffer: Buffer) -> bytes:

@@ -346,3 +346,26 @@ async def test_what_was_not_sent_is_closed_with_the_session() -> None:
         assert session.statistics().descriptors_sent == 0
         raw.close()
         assert isinstance(await failure(tasks[1]), PeerDied)
+
+
+async def test_a_result_that_comes_too_late_is_closed() -> None:
+    peer, made = Peer(), Journal()
+
+    @peer.on_request
+    async def late() -> Fd:
+        made.append(0)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            made.append(pipe_with(b"late"))
+        fd = made[1]
+        assert isinstance(fd, Fd)
+        return fd
+
+    async with RawPeer.facing(peer, max_descriptors=4) as (raw, session):
+        raw.send([2, 2, "late"])
+        await made.reaches(1)
+        raw.close()
+        await session.wait_closed()
+        await made.reaches(2)
+        await until(lambda: made[1].closed)
