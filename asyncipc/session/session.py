@@ -176,7 +176,8 @@ class Session:
         :raises SessionClosed: the session has ended, or ended before the answer came; `PeerDied`
             where the other side did not say goodbye
         :raises EncodeError: the parameters cannot be sent; the session goes on
-        :raises FrameTooLarge: the request is larger than the other side takes; the session goes on
+        :raises FrameTooLarge: the request is larger than the other side takes, or has more file
+            descriptors; the session goes on
         :raises DecodeError: the result cannot be understood here; the session goes on
         :raises CallDepthExceeded: calls within calls are nested too deeply
 
