@@ -12,7 +12,7 @@ from typing import Any
 from asyncipc.errors import PoolClosed, PoolError, SessionClosed, WorkerDied
 from asyncipc.pool.link import Link, Worker
 from asyncipc.pool.logs import logger_levels
-from asyncipc.pool.main_module import is_importing_main
+from asyncipc.pool.main_module import GUARD, is_importing_main
 from asyncipc.pool.options import PoolOptions, check_count, default_start_method
 from asyncipc.pool.scheduler import Scheduler
 from asyncipc.pool.starting import SpawnStarter, Starter, ZygoteStarter
@@ -57,8 +57,7 @@ class Engine:
         if is_importing_main():
             raise PoolError(
                 "a pool is started while the main module is imported for a worker, which would "
-                "start pools without end; put what starts it behind "
-                'if __name__ == "__main__":'
+                f"start pools without end; {GUARD}"
             )
         # Instances of classes of the main module come back from workers under that name.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
@@ -214,7 +213,7 @@ class Engine:
         timeout: float | DefaultTimeout | None,
         on_progress: OnProgress | None,
     ) -> Any:
-        link.requests += 1
+        link.seat.requests += 1
         self._requests += 1
         try:
             return await link.session.request(
@@ -223,7 +222,7 @@ class Engine:
         except SessionClosed as error:
             raise link.death_of(f"the method {method!r:.60}", error) from error
         finally:
-            link.requests -= 1
+            link.seat.requests -= 1
             self._requests -= 1
             self._supervisor.changed(link)
             self._tell_idle()
