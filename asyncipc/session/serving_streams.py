@@ -41,7 +41,7 @@ class ServedStreams:
         self._wire_id = call.wire_id
         self._place = call.metadata.pop("items", None)
         takes = call.metadata.pop("stream", None)
-        if takes not in (None, True) or not _is_place(self._place):
+        if not (takes is None or takes is True) or not _is_place(self._place):
             raise RemoteProtocolError(
                 "the other side sent a request whose stream should be true, and whose items true, "
                 f"a name or a position, not {shown(takes)} and {shown(self._place)}"
