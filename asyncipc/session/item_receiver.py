@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, Protocol, Self
 
-from asyncipc.errors import RemoteProtocolError
+from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.item_sender import SMALLEST_COST
 from asyncipc.session.outbox import Outbox
 from asyncipc.wire.attachments import Buffer
@@ -37,6 +37,7 @@ class ItemReceiver(AsyncIterator[Any]):
     """The items that the other side sends for one call; iterating takes them.
 
     :param lane: the id of the call, as it stands in messages of this side
+    :param broken: called when items came that cannot be understood here
     :ivar ended: the other side has said that it sends no more
     :ivar over: nothing more will come, for whatever reason
     """
@@ -53,12 +54,14 @@ class ItemReceiver(AsyncIterator[Any]):
         "_taken",
         "_under_way",
         "_waiting",
-        "closed",
+        "broken",
         "ended",
         "over",
     )
 
-    def __init__(self, side: ReceivingSide, lane: int) -> None:
+    def __init__(
+        self, side: ReceivingSide, lane: int, broken: Callable[[DecodeError], None]
+    ) -> None:
         self._side = side
         self._lane = lane
         # Values, the largest they may have cost their sender, and the least.
@@ -73,7 +76,7 @@ class ItemReceiver(AsyncIterator[Any]):
         self._error: BaseException | None = None
         self.ended: bool = False
         self.over: bool = False
-        self.closed: bool = False
+        self.broken: Callable[[DecodeError], None] = broken
 
     # -- what comes ------------------------------------------------------------------------
 
@@ -123,7 +126,6 @@ class ItemReceiver(AsyncIterator[Any]):
     def close(self) -> None:
         """Nobody reads any longer: what has come is dropped, and so is what comes."""
         self.over = True
-        self.closed = True
         self._messages.clear()
         self._ready = iter(())
         self._taken = None

@@ -34,7 +34,6 @@ class Streams:
     """
 
     __slots__ = (
-        "_broken",
         "_may_come_late",
         "_receivers",
         "_senders",
@@ -65,8 +64,7 @@ class Streams:
         self._may_come_late = may_come_late
         self._senders: dict[int, ItemSender] = {}
         self._receivers: dict[int, ItemReceiver] = {}
-        self._broken: dict[int, Callable[[DecodeError], None]] = {}
-        self._waiting_for_room: list[ItemSender] = []
+        self._waiting_for_room: tuple[ItemSender, ...] = ()
         self.items_sent: int = 0
         self.items_received: int = 0
         self.stalls: int = 0
@@ -92,15 +90,13 @@ class Streams:
         :param wire_id: the call, as it stands in messages of the other side
         :param broken: called when items came that cannot be understood here
         """
-        receiver = self._receivers[wire_id] = ItemReceiver(self, wire_id ^ 1)
-        self._broken[wire_id] = broken
+        receiver = self._receivers[wire_id] = ItemReceiver(self, wire_id ^ 1, broken)
         return receiver
 
     def remove(self, wire_id: int) -> None:
         """A call is over: what still comes for it is late."""
         self._senders.pop(wire_id, None)
         self._receivers.pop(wire_id, None)
-        self._broken.pop(wire_id, None)
 
     def __len__(self) -> int:
         return len(self._senders.keys() | self._receivers.keys())
@@ -114,7 +110,7 @@ class Streams:
         if receiver is None:
             self._check_late(wire_id, "items")
         elif isinstance(message, BrokenMessage):
-            self._broken[wire_id](message.error)
+            receiver.broken(message.error)
         else:
             values = message[2]
             self.items_received += len(values)
@@ -146,11 +142,11 @@ class Streams:
 
     def wait_for_room(self, sender: ItemSender) -> None:
         """Wake a sender when the outbox is no longer full."""
-        self._waiting_for_room.append(sender)
+        self._waiting_for_room += (sender,)
 
     def room_again(self) -> None:
         """The outbox is no longer full."""
-        waiting, self._waiting_for_room = self._waiting_for_room, []
+        waiting, self._waiting_for_room = self._waiting_for_room, ()
         for sender in waiting:
             sender.wake()
 
