@@ -109,7 +109,7 @@ class Calls:
         self._depths: dict[int, int] = {}  # of nested calls only
         self._gates: dict[int, Gate] | None = None  # of nested calls only, by depth
         self._max_requests = 0
-        self._request_gate = Gate(loop, self._has_slot)
+        self._request_gate = Gate(loop, partial(self._slot_at, 0))
         self.requests: int = 0
         self.timeouts: int = 0
         self.cancelled: int = 0
@@ -306,9 +306,6 @@ class Calls:
                 self._outbox.retract(unsent, 0)
             self._release(answer_id)
         self.fail_waiting(self._ended)
-
-    def _has_slot(self, passing: int) -> bool:
-        return self._slot_at(0, passing)
 
     def _slot_at(self, depth: int, passing: int = 0) -> bool:
         """Each depth has `max_requests` slots of its own, so that nested calls cannot deadlock."""

@@ -38,6 +38,7 @@ class ItemReceiver(AsyncIterator[Any]):
 
     :param lane: the id of the call, as it stands in messages of this side
     :param broken: called when items came that cannot be understood here
+    :ivar convert: makes of an item what the reader takes
     :ivar ended: the other side has said that it sends no more
     :ivar over: nothing more will come, for whatever reason
     """
@@ -55,6 +56,7 @@ class ItemReceiver(AsyncIterator[Any]):
         "_under_way",
         "_waiting",
         "broken",
+        "convert",
         "ended",
         "over",
     )
@@ -76,6 +78,7 @@ class ItemReceiver(AsyncIterator[Any]):
         self._error: BaseException | None = None
         self.ended: bool = False
         self.over: bool = False
+        self.convert: Callable[[Any], Any] | None = None
         self.broken: Callable[[DecodeError], None] = broken
 
     # -- what comes ------------------------------------------------------------------------
@@ -156,7 +159,7 @@ class ItemReceiver(AsyncIterator[Any]):
             if self._messages:
                 values, most, least = self._messages.popleft()
                 self._taken = most, least
-                self._ready = iter(values)
+                self._ready = iter(values if self.convert is None else map(self.convert, values))
             elif self.over:
                 if self._error is not None:
                     raise self._error

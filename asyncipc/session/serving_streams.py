@@ -92,6 +92,11 @@ class ServedStreams:
     async def begin(self) -> None:
         """Nothing to begin; see `asyncipc.session.channel.ChannelCall`."""
 
+    def flush(self) -> None:
+        """Send the items that were gathered."""
+        if self.sender is not None:
+            self.sender.flush()
+
     def end(self) -> None:
         """The handler closes its end: it sends and reads no more. The call goes on."""
         if self.sender is not None:

@@ -235,6 +235,15 @@ def listening_peer() -> Peer:
     def size(data: bytes) -> int:
         return len(data)
 
+    @peer.on_notification
+    async def log(text: str) -> None:
+        pass
+
+    listen_to_streams(peer)
+    return peer
+
+
+def listen_to_streams(peer: Peer) -> None:
     @peer.on_request
     async def squares(n: int) -> AsyncIterator[int]:
         for number in range(n):
@@ -243,12 +252,6 @@ def listening_peer() -> Peer:
     @peer.on_request
     async def total(numbers: Any) -> int:
         return sum([number async for number in numbers])
-
-    @peer.on_notification
-    async def log(text: str) -> None:
-        pass
-
-    return peer
 
 
 async def talk(address: str, tap: Tap) -> None:
