@@ -229,10 +229,8 @@ class Calls:
         depth: int,
     ) -> int:
         """`begin` with a parameter whose items follow."""
-        metadata = {**(metadata or {}), "items": found.place}
-        answer_id = self.begin(
-            future, method, found.params, timeout, metadata=metadata, depth=depth
-        )
+        extra = {**(metadata or {}), "items": found.place}
+        answer_id = self.begin(future, method, found.params, timeout, metadata=extra, depth=depth)
         Upload(self, future, answer_id).start(found.items)
         return answer_id
 
