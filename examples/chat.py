@@ -4,8 +4,6 @@ The room's handler sends each message on to all channels. A guest who has nothin
 closes its direction, and listens until the room has closed the other.
 """
 
-import asyncio
-
 import asyncipc
 
 

@@ -4,12 +4,13 @@ The file is an async iterable among the parameters of a request: it is read as f
 stores it, and never all in memory. The child reports what has arrived.
 """
 
-import asyncio
 import hashlib
 import sys
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
+
+import anyio
 
 import asyncipc
 
@@ -27,9 +28,9 @@ async def child() -> None:
     ) -> str:
         digest = hashlib.sha256()
         stored = 0
-        with Path(path).open("wb") as file:
+        async with await anyio.open_file(path, "wb") as file:
             async for chunk in content:
-                file.write(chunk)
+                await file.write(chunk)
                 digest.update(chunk)
                 stored += len(chunk)
                 await call.progress(stored, total=size)
@@ -41,8 +42,8 @@ async def child() -> None:
 
 async def read(path: Path) -> AsyncIterator[bytes]:
     """The content of a file, piece by piece."""
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK):
+    async with await anyio.open_file(path, "rb") as file:
+        while chunk := await file.read(CHUNK):
             yield chunk
 
 
@@ -56,7 +57,8 @@ async def main() -> None:
     """Make a file, upload it, and compare."""
     with tempfile.TemporaryDirectory() as folder:
         original, copy = Path(folder, "original"), Path(folder, "copy")
-        original.write_bytes(bytes(range(256)) * (SIZE // 256))
+        data = bytes(range(256)) * (SIZE // 256)
+        await anyio.Path(original).write_bytes(data)
         async with asyncipc.Peer().spawn([sys.executable, __file__, "child"]) as session:
             digest = await session.request(
                 "store",
@@ -64,8 +66,8 @@ async def main() -> None:
                 timeout=60,
                 on_progress=show,
             )
-        assert digest == hashlib.sha256(original.read_bytes()).hexdigest()
-        assert copy.stat().st_size == SIZE
+        assert digest == hashlib.sha256(data).hexdigest()
+        assert await anyio.Path(copy).read_bytes() == data
         print(f"{SIZE:,} bytes, the same on both sides")
 
 
