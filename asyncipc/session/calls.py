@@ -26,7 +26,7 @@ from asyncipc.session.context import Progress, serving
 from asyncipc.session.deadlines import Deadlines
 from asyncipc.session.faults import exception_of
 from asyncipc.session.gate import Gate
-from asyncipc.session.inheritance import Inherited, inherit
+from asyncipc.session.inheritance import inherit
 from asyncipc.session.item_sender import ItemSender
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
@@ -63,7 +63,6 @@ class Calls:
         "_encode",
         "_ended",
         "_gates",
-        "_limits",
         "_loop",
         "_max_requests",
         "_next_id",
@@ -74,10 +73,11 @@ class Calls:
         "_timeout",
         "_unsent",
         "cancelled",
-        "inherit",
         "late_replies",
         "pending",
         "requests",
+        "session",
+        "settings",
         "streams",
         "timeouts",
     )
@@ -94,10 +94,10 @@ class Calls:
     ) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._limits = settings.limits
         self._timeout = check_timeout(settings.timeout)
         self._request_ids = settings.request_ids
-        self.inherit: partial[Inherited] = partial(inherit, session, settings)
+        self.session: object = session
+        self.settings: SessionSettings = settings
         self._ended = ended
         self._create_future = loop.create_future
         # By the id that the answer carries; None where nobody waits for it any longer.
@@ -109,7 +109,7 @@ class Calls:
         self._depths: dict[int, int] = {}  # of nested calls only
         self._gates: dict[int, Gate] | None = None  # of nested calls only, by depth
         self._max_requests = 0
-        self._request_gate = Gate(loop, partial(self._slot_at, 0))
+        self._request_gate = Gate(loop, self._has_slot)
         self.requests: int = 0
         self.timeouts: int = 0
         self.cancelled: int = 0
@@ -141,7 +141,7 @@ class Calls:
             timeout = check_timeout(timeout)
         parent = serving.get()
         if parent is not None or metadata is not None or self._request_ids is not None:
-            timeout, depth, extra = self.inherit(parent, timeout, metadata, inherits=inherits)
+            timeout, depth, extra = inherit(self, parent, timeout, metadata, inherits=inherits)
         else:
             depth, extra = 0, None
         gate = None
@@ -305,6 +305,9 @@ class Calls:
             self._release(answer_id)
         self.fail_waiting(self._ended)
 
+    def _has_slot(self, passing: int) -> bool:
+        return self._slot_at(0, passing)
+
     def _slot_at(self, depth: int, passing: int = 0) -> bool:
         """Each depth has `max_requests` slots of its own, so that nested calls cannot deadlock."""
         depths = self._depths.values()
@@ -328,10 +331,10 @@ class Calls:
             self._gates[depth] = gate
         if not gate.waiting and self._slot_at(depth):
             return None, timeout
-        if gate.waiting >= self._limits.max_queued:
+        if gate.waiting >= self.settings.limits.max_queued:
             raise RequestRefused(
                 f"{gate.waiting} calls wait for one of the other side's {self._max_requests} slots "
-                f"already; Limits.max_queued is {self._limits.max_queued}"
+                f"already; Limits.max_queued is {self.settings.limits.max_queued}"
             )
         started = monotonic()
         try:

@@ -70,9 +70,7 @@ class Exchange:
         )
         self.dispatch.also_running = self.incoming_notifications.running
         self.pings: Pings = Pings(loop, outbox)
-        self.streams: Streams = Streams(
-            loop, outbox, settings.limits.stream_credit, self._may_come_late
-        )
+        self.streams: Streams = Streams(loop, outbox, settings.limits.stream_credit, self)
         self.calls.streams = self.dispatch.streams = self.streams
         self.router: Router | None = None  # when the session stands
 
@@ -162,6 +160,7 @@ class Exchange:
         self.notifications.gate.update()
         self.streams.room_again()
 
-    def _may_come_late(self, wire_id: int) -> bool:
+    def may_come_late(self, wire_id: int) -> bool:
+        """Of a call of either side; see `asyncipc.session.streams.KnownCalls`."""
         of_this_side = self.calls if wire_id & 1 else self.dispatch
         return of_this_side.may_come_late(wire_id)

@@ -4,7 +4,7 @@ Layer 2, inside the session. Above: the calls. Below: config.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from asyncipc.errors import CallDepthExceeded, LocalProtocolError
 from asyncipc.session.context import Call
@@ -19,9 +19,15 @@ Inherited = tuple[float | None, int, dict[str, Any] | None]
 OWN_KEYS: Final = ("depth", "items", "stream")
 
 
+class Heir(Protocol):
+    """The calls of a session, one of which takes something over."""
+
+    session: object
+    settings: SessionSettings
+
+
 def inherit(
-    session: object,
-    settings: SessionSettings,
+    calls: Heir,
     parent: Call | None,
     timeout: float | None,
     metadata: Mapping[str, Any] | None,
@@ -35,6 +41,7 @@ def inherit(
     :raises ValueError: the metadata has a key of the library's own
     :raises CallDepthExceeded: calls are nested too deeply
     """
+    settings = calls.settings
     extra = dict(metadata) if metadata is not None else {}
     for key in OWN_KEYS:
         if key in extra:
@@ -50,7 +57,7 @@ def inherit(
         remaining = parent.remaining
         if inherits and remaining is not None:
             timeout = remaining if timeout is None else min(timeout, remaining)
-        if parent.session is session:
+        if parent.session is calls.session:
             depth = parent.depth + 1
             if depth > settings.limits.max_depth:
                 raise CallDepthExceeded(

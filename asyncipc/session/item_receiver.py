@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self
 from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.item_sender import SMALLEST_COST
 from asyncipc.session.outbox import Outbox
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import CREDIT
 
 __all__ = ["ItemReceiver", "ReceivingSide"]
@@ -29,7 +29,7 @@ class ReceivingSide(Protocol):
 
     loop: asyncio.AbstractEventLoop
     outbox: Outbox
-    encode: Callable[[list[Any], list[Buffer]], bytes]
+    codec: Codec
     granted: int
 
 
@@ -176,7 +176,7 @@ class ItemReceiver(AsyncIterator[Any]):
         self._due += most
         if self._due * CREDIT_SHARE >= self._side.granted and not self.over:
             credit = [CREDIT, self._lane, self._finished]
-            self._side.outbox.put(self._side.encode(credit, []))
+            self._side.outbox.put(self._side.codec.encode(credit, []))
             self._under_way -= self._finished_cost
             self._finished = self._finished_cost = self._due = 0
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
 from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
 from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import END, ITEMS
 
 __all__ = ["SMALLEST_COST", "CallOver", "ItemSender", "SendingSide"]
@@ -50,7 +51,7 @@ class SendingSide(Protocol):
 
     loop: asyncio.AbstractEventLoop
     outbox: Outbox
-    encode: Callable[[list[Any], list[Buffer]], bytes]
+    codec: Codec
     window: int
     items_sent: int
     stalls: int
@@ -201,7 +202,7 @@ class ItemSender:
         """Say that no more items come; everything was sent before."""
         if not self.ended and self._error is None:
             self.ended = True
-            self._side.outbox.put(self._side.encode([END, self._lane], []), self._lane)
+            self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
 
     # -- what comes back -------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ class ItemSender:
 
     def _encoded(self, values: list[Any]) -> tuple[bytes, list[Buffer]]:
         attachments: list[Buffer] = []
-        data = self._side.encode([ITEMS, self._lane, values], attachments)
+        data = self._side.codec.encode([ITEMS, self._lane, values], attachments)
         if attachments or len(data) > self._side.outbox.inline_size:
             self._side.outbox.check_size(data, attachments)
         return data, attachments

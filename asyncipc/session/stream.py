@@ -12,6 +12,7 @@ from typing import Any, Self
 from asyncipc.errors import LocalProtocolError
 from asyncipc.session.calls import Calls
 from asyncipc.session.context import serving
+from asyncipc.session.inheritance import inherit
 from asyncipc.session.item_receiver import ItemReceiver
 from asyncipc.session.item_sender import CallOver, ItemSender
 from asyncipc.session.params import check_timeout, normalize
@@ -53,7 +54,8 @@ class StreamedCall:
         if self._future is not None:
             return
         calls = self._calls
-        timeout, depth, extra = calls.inherit(
+        timeout, depth, extra = inherit(
+            calls,
             serving.get(),
             self._timeout,
             self._metadata,

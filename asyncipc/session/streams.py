@@ -8,25 +8,36 @@ Layer 2, inside the session. Above: the router; the public ends. Below: the two 
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, Protocol
 
 from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.item_receiver import ItemReceiver
 from asyncipc.session.item_sender import ItemSender
 from asyncipc.session.outbox import Outbox
-from asyncipc.wire.attachments import Buffer
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 
 __all__ = ["Streams"]
 
 
+# Most sessions have no streams, and there may be thousands of sessions.
+NO_SENDERS: Final[dict[int, ItemSender]] = {}
+NO_RECEIVERS: Final[dict[int, ItemReceiver]] = {}
+
+
+class KnownCalls(Protocol):
+    """What is known of the calls of a session, in both directions."""
+
+    def may_come_late(self, wire_id: int) -> bool:
+        """Whether a call was made and is over, so that what comes for it only crossed its end."""
+        ...
+
+
 class Streams:
     """The streams of one session.
 
     :param granted: bytes of items that the other side may have under way in each stream
-    :param may_come_late: says of the id of a call whether what comes for it without a stream is
-        merely late, since the call is over, and not wrong
+    :param calls: knows which calls there are
     :ivar window: bytes of items that this side may have under way in each stream
     :ivar items_sent: items that were sent
     :ivar items_received: items that came
@@ -34,11 +45,11 @@ class Streams:
     """
 
     __slots__ = (
-        "_may_come_late",
+        "_calls",
         "_receivers",
         "_senders",
         "_waiting_for_room",
-        "encode",
+        "codec",
         "granted",
         "items_received",
         "items_sent",
@@ -48,22 +59,22 @@ class Streams:
         "window",
     )
 
-    encode: Callable[[list[Any], list[Buffer]], bytes]
+    codec: Codec
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
         granted: int,
-        may_come_late: Callable[[int], bool],
+        calls: KnownCalls,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
         self.outbox: Outbox = outbox
         self.granted: int = granted
         self.window: int = 0
-        self._may_come_late = may_come_late
-        self._senders: dict[int, ItemSender] = {}
-        self._receivers: dict[int, ItemReceiver] = {}
+        self._calls = calls
+        self._senders: dict[int, ItemSender] = NO_SENDERS
+        self._receivers: dict[int, ItemReceiver] = NO_RECEIVERS
         self._waiting_for_room: tuple[ItemSender, ...] = ()
         self.items_sent: int = 0
         self.items_received: int = 0
@@ -71,7 +82,7 @@ class Streams:
 
     def open(self, codec: Codec, window: int) -> None:
         """Begin, with the window that the other side grants."""
-        self.encode = codec.encode
+        self.codec = codec
         self.window = window
 
     # -- which there are -------------------------------------------------------------------
@@ -81,6 +92,8 @@ class Streams:
 
         :param wire_id: the call, as it stands in messages of the other side
         """
+        if self._senders is NO_SENDERS:
+            self._senders = {}
         sender = self._senders[wire_id] = ItemSender(self, wire_id ^ 1)
         return sender
 
@@ -90,6 +103,8 @@ class Streams:
         :param wire_id: the call, as it stands in messages of the other side
         :param broken: called when items came that cannot be understood here
         """
+        if self._receivers is NO_RECEIVERS:
+            self._receivers = {}
         receiver = self._receivers[wire_id] = ItemReceiver(self, wire_id ^ 1, broken)
         return receiver
 
@@ -133,7 +148,7 @@ class Streams:
             sender.credited(count)
 
     def _check_late(self, wire_id: int, what: str) -> None:
-        if not self._may_come_late(wire_id):
+        if not self._calls.may_come_late(wire_id):
             raise RemoteProtocolError(
                 f"the other side sent {what} for {wire_id}, which is no call that has such a stream"
             )
