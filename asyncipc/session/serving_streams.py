@@ -3,7 +3,6 @@
 Layer 2, inside the session. Above: dispatch. Below: the streams, and what runs handlers.
 """
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -130,13 +129,18 @@ async def serve_streams(handlers: tuple[Handler, ...], params: Any, call: Call) 
         if handlers[0].is_inline:
             raise _gives_one_result(call)
         result = await run_handlers(handlers, streams.bind(params), call)
-    except asyncio.CancelledError:
-        sender.retract()
-        raise
     except Exception:
         with contextlib.suppress(Exception):
             await sender.drain()  # the error comes behind the items before it
         raise
+    except BaseException:
+        if call.given_up:
+            sender.retract()
+        else:
+            sender.flush()
+        raise
+    finally:
+        sender.close(CallOver())  # nothing follows the terminal message
     if result is not None and result is not NotImplemented and not streams.used:
         raise _gives_one_result(call)
     return result

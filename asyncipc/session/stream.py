@@ -40,7 +40,8 @@ class StreamedCall:
         sends: bool,
     ) -> None:
         self._calls = calls
-        self.method, self._params = normalize(method, params)
+        name, self._params = normalize(method, params)
+        self.method: str = name
         self._timeout = check_timeout(timeout)
         self._metadata = metadata
         self._sends = sends

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from asyncipc.session.item_sender import CallOver, ItemSender
 from asyncipc.session.producing import send_all
 from asyncipc.session.streams import Streams
+from asyncipc.wire.registry import is_message
 
 __all__ = ["FoundItems", "Upload", "find_items"]
 
@@ -33,7 +34,7 @@ def find_items(params: Any) -> FoundItems | None:
     :raises TypeError: there are several
     """
     places = params.items() if params.__class__ is dict else enumerate(params or ())
-    found = [(place, value) for place, value in places if hasattr(type(value), "__aiter__")]
+    found = [(place, value) for place, value in places if _gives_items(value)]
     if not found:
         return None
     if len(found) > 1:
@@ -43,6 +44,10 @@ def find_items(params: Any) -> FoundItems | None:
     params = params.copy()
     params[place] = None
     return FoundItems(items, place, params)
+
+
+def _gives_items(value: Any) -> bool:
+    return hasattr(type(value), "__aiter__") and not is_message(value)
 
 
 class UploadingCalls(Protocol):

@@ -394,6 +394,12 @@ async def test_a_generator_that_is_cancelled_where_it_runs() -> None:
         yield 1
         raise asyncio.CancelledError
 
+    async with RawPeer.facing(peer) as (raw, session):
+        raw.send([REQUEST, 2, "tail", None, None, {"stream": True}])
+        assert await raw.receive() == [ITEMS, 3, [1]]
+        assert (await raw.receive())[:3] == [FAULT, 3, 7]
+        await raw.settle(session)
+
     async with talking(peer) as session:
         rows = session.stream("tail")
         assert await anext(rows) == 1
