@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from asyncipc.pool.statistics import PoolStatistics
     from asyncipc.pool.task import PoolTask
     from asyncipc.runner import run
+    from asyncipc.session.channel import Channel, ChannelBroken, ChannelClosed, ChannelEnded
     from asyncipc.session.context import Call, Progress, current_call, progress
     from asyncipc.session.session import Session, Statistics
+    from asyncipc.session.stream import Stream
     from asyncipc.transport.base import Credentials
     from asyncipc.wire.codec import Codec
     from asyncipc.wire.json_codec import JSON
@@ -64,6 +66,10 @@ __all__ = [
     "Busy",
     "Call",
     "CallDepthExceeded",
+    "Channel",
+    "ChannelBroken",
+    "ChannelClosed",
+    "ChannelEnded",
     "Codec",
     "Credentials",
     "DecodeError",
@@ -97,6 +103,7 @@ __all__ = [
     "Session",
     "SessionClosed",
     "Statistics",
+    "Stream",
     "TaskTimeout",
     "Timeouts",
     "Worker",
@@ -152,8 +159,10 @@ _MODULES = {
     "asyncipc.pool.statistics": ("PoolStatistics",),
     "asyncipc.pool.task": ("PoolTask",),
     "asyncipc.runner": ("run",),
+    "asyncipc.session.channel": ("Channel", "ChannelBroken", "ChannelClosed", "ChannelEnded"),
     "asyncipc.session.context": ("Call", "Progress", "current_call", "progress"),
     "asyncipc.session.session": ("Session", "Statistics"),
+    "asyncipc.session.stream": ("Stream",),
     "asyncipc.transport.base": ("Credentials",),
     "asyncipc.wire.codec": ("Codec",),
     "asyncipc.wire.json_codec": ("JSON",),

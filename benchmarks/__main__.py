@@ -10,12 +10,13 @@ import platform
 import sys
 from time import perf_counter
 
-from benchmarks import bulk, echo, idle, imports, leaks, notify, pool, soak
+from benchmarks import bulk, echo, idle, imports, leaks, notify, pool, soak, stream
 from benchmarks.harness import Settings
 
 BENCHMARKS = {
     "echo": echo.run,
     "notify": notify.run,
+    "stream": stream.run,
     "bulk": bulk.run,
     "idle": idle.run,
     "import": imports.run,

@@ -16,6 +16,7 @@ from asyncipc.session.outbox import Outbox
 from asyncipc.session.pings import Pings
 from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.streams import Streams
 from asyncipc.transport.base import Transport
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.handshake import RemoteLimits
@@ -44,6 +45,7 @@ class Exchange:
         "outbox",
         "pings",
         "router",
+        "streams",
     )
 
     def __init__(
@@ -68,6 +70,8 @@ class Exchange:
         )
         self.dispatch.also_running = self.incoming_notifications.running
         self.pings: Pings = Pings(loop, outbox)
+        self.streams: Streams = Streams(loop, outbox, settings.limits.stream_credit, self)
+        self.calls.streams = self.dispatch.streams = self.streams
         self.router: Router | None = None  # when the session stands
 
     def open(
@@ -90,6 +94,7 @@ class Exchange:
             self.dispatch,
             self.notifications,
             self.incoming_notifications,
+            streams=self.streams,
             pings=self.pings,
             max_message=self._settings.limits.max_message,
             tolerates_noise=self._tolerates_noise,
@@ -99,6 +104,7 @@ class Exchange:
         self.dispatch.open(codec)
         self.incoming_notifications.open(codec)
         self.pings.open(codec)
+        self.streams.open(codec, limits.stream_credit)
         self.calls.open(codec, limits.max_requests)
         self.notifications.open(codec, limits.notification_credit)
         self.outbox.open(codec, max_frame=limits.max_frame, max_message=limits.max_message)
@@ -125,6 +131,7 @@ class Exchange:
         """The other side sends no more: no answer can come."""
         self.outbox.accepts_calls = False
         self.calls.close(make_error)
+        self.streams.close(make_error)
         self.pings.close(make_error)
         self.notifications.gate.fail(make_error)
 
@@ -151,3 +158,9 @@ class Exchange:
         self.dispatch.progress.room_again()
         self.calls.update_gates()
         self.notifications.gate.update()
+        self.streams.room_again()
+
+    def may_come_late(self, wire_id: int) -> bool:
+        """Of a call of either side; see `asyncipc.session.streams.KnownCalls`."""
+        of_this_side = self.calls if wire_id & 1 else self.dispatch
+        return of_this_side.may_come_late(wire_id)

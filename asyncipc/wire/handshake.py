@@ -74,6 +74,7 @@ class RemoteLimits(NamedTuple):
     max_message: int
     max_requests: int
     notification_credit: int
+    stream_credit: int
 
 
 class Agreement(NamedTuple):
@@ -91,6 +92,7 @@ SMALLEST_LIMITS: Final = RemoteLimits(
     max_message=HANDSHAKE_MAX_FRAME,
     max_requests=1,
     notification_credit=HANDSHAKE_MAX_FRAME,
+    stream_credit=HANDSHAKE_MAX_FRAME,
 )
 
 
@@ -170,6 +172,7 @@ class Handshake:
                 "max_message": self._limits.max_message,
                 "max_requests": self._limits.max_requests,
                 "notification_credit": self._limits.notification_credit,
+                "stream_credit": self._limits.stream_credit,
             },
         }
         if self._token is not None and self._role is Role.LISTENING:

@@ -25,12 +25,14 @@ __all__ = [
     "BEGIN",
     "CANCEL",
     "CREDIT",
+    "END",
     "EXTEND",
     "FAULT",
     "FIELD_NAMES",
     "FIRST_IGNORABLE",
     "GOODBYE",
     "HELLO",
+    "ITEMS",
     "NOTIFY",
     "PART",
     "PING",
@@ -51,7 +53,8 @@ REPLY: Final = 3
 FAULT: Final = 4
 NOTIFY: Final = 5
 CANCEL: Final = 6
-# 7 and 8 are reserved for the items of streams and their end.
+ITEMS: Final = 7
+END: Final = 8
 BEGIN: Final = 9
 PART: Final = 10
 RETRACT: Final = 11
@@ -130,6 +133,10 @@ def _is_sizes(value: Any) -> bool:
     return value.__class__ is list and bool(value) and all(_is_size(size) for size in value)
 
 
+def _is_list(value: Any) -> bool:
+    return value.__class__ is list
+
+
 def _is_anything(_value: Any) -> bool:
     return True
 
@@ -174,6 +181,14 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         ),
     ),
     CANCEL: ("cancel", (("id", _is_id, "an integer from 1 below 2**63", False),)),
+    ITEMS: (
+        "items",
+        (
+            ("id", _is_id, "an integer from 1 below 2**63", False),
+            ("items", _is_list, "an array", False),
+        ),
+    ),
+    END: ("end", (("id", _is_id, "an integer from 1 below 2**63", False),)),
     BEGIN: (
         "begin",
         (
