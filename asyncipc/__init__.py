@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from asyncipc.pool.statistics import PoolStatistics
     from asyncipc.pool.task import PoolTask
     from asyncipc.runner import run
+    from asyncipc.session.channel import Channel, ChannelBroken, ChannelClosed, ChannelEnded
     from asyncipc.session.context import Call, Progress, current_call, progress
     from asyncipc.session.session import Session, Statistics
+    from asyncipc.session.stream import Stream
     from asyncipc.transport.base import Credentials
     from asyncipc.transport.fd import Fd
     from asyncipc.transport.shared_memory import shared_array, shared_buffer
@@ -66,6 +68,10 @@ __all__ = [
     "Busy",
     "Call",
     "CallDepthExceeded",
+    "Channel",
+    "ChannelBroken",
+    "ChannelClosed",
+    "ChannelEnded",
     "Codec",
     "Credentials",
     "DecodeError",
@@ -100,6 +106,7 @@ __all__ = [
     "Session",
     "SessionClosed",
     "Statistics",
+    "Stream",
     "TaskTimeout",
     "Timeouts",
     "Worker",
@@ -157,8 +164,10 @@ _MODULES = {
     "asyncipc.pool.statistics": ("PoolStatistics",),
     "asyncipc.pool.task": ("PoolTask",),
     "asyncipc.runner": ("run",),
+    "asyncipc.session.channel": ("Channel", "ChannelBroken", "ChannelClosed", "ChannelEnded"),
     "asyncipc.session.context": ("Call", "Progress", "current_call", "progress"),
     "asyncipc.session.session": ("Session", "Statistics"),
+    "asyncipc.session.stream": ("Stream",),
     "asyncipc.transport.base": ("Credentials",),
     "asyncipc.transport.fd": ("Fd",),
     "asyncipc.transport.shared_memory": ("shared_array", "shared_buffer"),

@@ -18,6 +18,7 @@ _RANGES: Final = {
     "max_frame": (16 * KIB, 2**32 - 1),
     "max_message": (16 * KIB, 2**48),
     "notification_credit": (16 * KIB, 2**48),
+    "stream_credit": (16 * KIB, 2**48),
     "outbox": (16 * KIB, 2**48),
     "max_descriptors": (1, 253),  # what the kernel passes with one write (SCM_MAX_FD)
     "shared_memory_above": (0, 2**48),
@@ -37,6 +38,8 @@ class Limits:
     :ivar max_queued: calls that wait on this side for a free slot; one more is `RequestRefused`.
     :ivar max_depth: how deep calls that serve calls of the same session may nest.
     :ivar notification_credit: bytes of notifications the other side may have under way.
+    :ivar stream_credit: bytes of items the other side may have under way in each stream, which is
+        also what a stream that nobody reads holds. Twice as much as a socket buffers gains nothing.
     :ivar outbox: bytes waiting to be sent above which senders wait.
     :ivar max_noise: bytes of noise between frames handed to ``on_noise`` in one piece.
     :ivar stderr_tail: bytes of a child's stderr kept for error messages.
@@ -55,6 +58,7 @@ class Limits:
     max_queued: int = 100_000
     max_depth: int = 128
     notification_credit: int = 1 * MIB
+    stream_credit: int = 256 * KIB
     outbox: int = 1 * MIB
     max_noise: int = 64 * KIB
     stderr_tail: int = 16 * KIB
@@ -97,5 +101,8 @@ def _check_number(name: str, value: Any, lowest: float, highest: float, kind: ty
 
 # What a listener on a network accepts from strangers unless it is told otherwise.
 NETWORK_LIMITS: Final = Limits(
-    max_message=16 * MIB, max_requests=256, notification_credit=256 * KIB
+    max_message=16 * MIB,
+    max_requests=256,
+    notification_credit=256 * KIB,
+    stream_credit=64 * KIB,
 )

@@ -29,6 +29,9 @@
     ├── AddressError                an address cannot be understood (also a ValueError)
     └── AddressInUse                somebody alive is listening there already (also an OSError)
 
+Those of channels are also anyio's, which is a large import: they stand in
+`asyncipc.session.channel`.
+
 Layer 0: imports nothing of the library.
 """
 

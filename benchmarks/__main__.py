@@ -10,17 +10,31 @@ import platform
 import sys
 from time import perf_counter
 
-from benchmarks import bulk, echo, idle, imports, leaks, notify, shared_memory
+from benchmarks import (
+    bulk,
+    echo,
+    idle,
+    imports,
+    leaks,
+    notify,
+    pool,
+    shared_memory,
+    soak,
+    stream,
+)
 from benchmarks.harness import Settings
 
 BENCHMARKS = {
     "echo": echo.run,
     "notify": notify.run,
+    "stream": stream.run,
     "bulk": bulk.run,
     "memory": shared_memory.run,
     "idle": idle.run,
     "import": imports.run,
     "leaks": leaks.run,
+    "pool": pool.run,
+    "soak": soak.run,
 }
 
 
@@ -35,6 +49,12 @@ def main() -> None:
     parser.add_argument(
         "--no-pin", action="store_true", help="let the system choose each process's core"
     )
+    parser.add_argument(
+        "--tasks", type=int, metavar="N", help="soak: tasks to run (200,000; with --quick 10,000)"
+    )
+    parser.add_argument(
+        "--kill-every", type=float, default=0.2, metavar="SECONDS", help="soak: between two kills"
+    )
     arguments = parser.parse_args()
     names = arguments.names or ["all"]
     if unknown := set(names) - {"all", *BENCHMARKS}:
@@ -47,6 +67,8 @@ def main() -> None:
         quick=arguments.quick,
         pin=not arguments.no_pin,
         only=tuple(arguments.only),
+        tasks=arguments.tasks or (10_000 if arguments.quick else 200_000),
+        kill_every=arguments.kill_every,
     )
     print(
         f"{platform.python_implementation()} {platform.python_version()}, "

@@ -8,6 +8,7 @@ take turns, round by round, so that whatever else the machine does hits all of t
 Above: the benchmarks. The other end of a pair's commands: `benchmarks.worker`.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -43,6 +44,8 @@ class Settings:
     :ivar quick: also do less of what is not measured by time
     :ivar pin: client and server of a pair on different cores
     :ivar only: parts of module names; empty for all
+    :ivar tasks: how many tasks the soak runs
+    :ivar kill_every: seconds between two kills of the soak
     """
 
     rounds: int
@@ -50,6 +53,8 @@ class Settings:
     quick: bool = False
     pin: bool = True
     only: tuple[str, ...] = ()
+    tasks: int = 200_000
+    kill_every: float = 0.2
 
     def wants(self, subject: "Subject") -> bool:
         """Whether the subject was asked for by a part of its module's name."""
@@ -125,8 +130,17 @@ class Worker:
         return f"; its stderr:\n{text}" if text else ""
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _leaves(pid: int) -> list[int]:
+    """The descendants of a process that have no children: who does the work, and not who made it.
+
+    Children belong to the thread that started them.
+    """
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            for child in map(int, (thread / "children").read_text().split()):
+                found += _leaves(child) or [child]
+    return found
 
 
 class Pair:
@@ -161,7 +175,7 @@ class Pair:
         for worker in reversed(self._workers):
             worker.close()
 
-    def ask(self, command: str, argument: int) -> Any:
+    def ask(self, command: str, argument: Any) -> Any:
         """Have the client carry out a command, and return what it measured."""
         client = self._workers[-1]
         client.send([command, argument])
@@ -184,7 +198,7 @@ class Pair:
         """
         cores = sorted(os.sched_getaffinity(0))
         client = self._workers[-1].process.pid
-        servers = _children(client) if self._own_server else [self._workers[0].process.pid]
+        servers = _leaves(client) if self._own_server else [self._workers[0].process.pid]
         for server in servers:
             os.sched_setaffinity(server, {cores[-1]})
         if servers:

@@ -30,6 +30,7 @@ __all__ = [
     "MESSAGE",
     "blocking_commands",
     "bulk_data",
+    "die_with_parent",
     "obey",
     "obey_async",
     "run",
@@ -144,7 +145,7 @@ def _say(message: Any) -> None:
     print(json.dumps(message), flush=True)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A benchmark that is killed leaves no worker behind (PR_SET_PDEATHSIG is 1)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -152,7 +153,7 @@ def _die_with_parent() -> None:
 
 def _main() -> None:
     role, name, path = sys.argv[1:]
-    _die_with_parent()
+    die_with_parent()
     module = importlib.import_module(f"benchmarks.{name}")
     if role == "client":
         module.client(path)

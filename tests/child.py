@@ -5,6 +5,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ peer = asyncipc.Peer()
 @peer.on_request
 def echo(value: Any) -> Any:
     return value
+
+
+@peer.on_request
+async def count(start: int) -> AsyncIterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+@peer.on_request
+async def deaf(call: asyncipc.Call) -> None:
+    call.channel()
+    await asyncio.Event().wait()
 
 
 @peer.on_request

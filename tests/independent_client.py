@@ -24,7 +24,7 @@ __all__ = ["Client", "Fault", "Gone", "Refused"]
 MAGIC = b"\xf3\x4a\x9d\xe2"
 HEADER = struct.Struct(">4sII")
 
-HELLO, AUTH, REQUEST, REPLY, FAULT, NOTIFY, CANCEL = range(7)
+HELLO, AUTH, REQUEST, REPLY, FAULT, NOTIFY, CANCEL, ITEMS, END = range(9)
 BEGIN, PART, RETRACT, GOODBYE, CREDIT = range(9, 14)
 PROGRESS, PING, PONG = range(64, 67)
 FIRST_IGNORABLE = 64
@@ -37,12 +37,14 @@ LIMITS = {
     "max_message": 16 * 2**20,
     "max_requests": 16,
     "notification_credit": 65536,
+    "stream_credit": 65536,
 }
 SMALLEST_LIMITS = {
     "max_frame": 16384,
     "max_message": 16384,
     "max_requests": 1,
     "notification_credit": 16384,
+    "stream_credit": 16384,
 }
 
 # Of a transfer, this much goes in one part (10).
@@ -102,6 +104,9 @@ class Client:
         self._is_over = False  # the other side has said goodbye
         self._depth = 0  # of the call that is being served
         self._costs: deque[int] = deque()  # of notifications under way (9)
+        self._items: dict[int, deque[Any]] = {}  # that came for a call of this side (8)
+        self._ended: set[int] = set()  # calls for which no more items come
+        self._item_costs: dict[int, deque[int]] = {}  # of items under way, by the call
         self._transfers: dict[int, tuple[list[int], bytearray]] = {}
         self._next_transfer = 1
         self._pongs: set[int] = set()
@@ -196,6 +201,53 @@ class Client:
             self._on_progress[call] = on_progress
         self._send(message)
         return call
+
+    def open(
+        self, method: str, params: Any, *, takes: bool = False, sends: bool | str | int = False
+    ) -> int:
+        """Make a call with streams (8), and return its id.
+
+        :param takes: it gives items
+        :param sends: items are sent: True, or the place of the parameter that they are
+        """
+        call, message = self._new_request(method, params, None)
+        metadata: dict[str, Any] = {}
+        if takes:
+            metadata["stream"] = True
+            self._items[call] = deque()
+        if sends is not False:
+            metadata["items"] = sends
+            self._item_costs[call] = deque()
+        message[5:] = [{**(message[5] if len(message) > 5 else {}), **metadata}]
+        self._send(message)
+        return call
+
+    def items(self, call: int) -> Iterator[Any]:
+        """What a call gives, until there is no more; a `Fault` comes behind it."""
+        came = self._items[call]
+        while True:
+            while came:
+                items = came.popleft()
+                yield from items
+                if call in self._open:
+                    self._send([CREDIT, call, 1])
+            if call in self._ended or call not in self._open:
+                break
+            self._receive()
+        if call not in self._open:
+            self.wait(call)
+
+    def send_items(self, call: int, items: list[Any]) -> None:
+        """Send items, as soon as there is credit for them."""
+        costs = self._item_costs[call]
+        while sum(costs) >= self._limits["stream_credit"] and call in self._open:
+            self._receive()
+        if call in self._open:
+            costs.append(max(64, self._send([ITEMS, call, items])))
+
+    def end_items(self, call: int) -> None:
+        """No more items are sent for a call."""
+        self._send([END, call])
 
     def start_batch(self, *requests: tuple[str, Any]) -> list[int]:
         """Several requests in one envelope (6)."""
@@ -357,9 +409,16 @@ class Client:
         """It always comes too late: requests are served as they come."""
 
     def _take_credit(self, _kind: int, stream: int, count: int, *_: Any) -> None:
-        if stream == 0:
-            for _number in range(count):
-                self._costs.popleft()
+        costs = self._costs if stream == 0 else self._item_costs[stream - 1]
+        for _number in range(count):
+            costs.popleft()
+
+    def _take_items(self, _kind: int, answer_id: int, items: list[Any], *_: Any) -> None:
+        if answer_id - 1 in self._open:
+            self._items[answer_id - 1].append(items)
+
+    def _take_end(self, _kind: int, answer_id: int, *_: Any) -> None:
+        self._ended.add(answer_id - 1)
 
     def _take_progress(
         self, _kind: int, answer_id: int, done: Any, total: Any = None, text: Any = None, *_: Any
@@ -393,6 +452,8 @@ class Client:
         RETRACT: _take_retract,
         GOODBYE: _take_goodbye,
         CREDIT: _take_credit,
+        ITEMS: _take_items,
+        END: _take_end,
         PROGRESS: _take_progress,
         PING: _take_ping,
         PONG: _take_pong,

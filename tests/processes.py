@@ -6,9 +6,10 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
-__all__ = ["Watched", "watched"]
+__all__ = ["Watched", "parent_of", "watched"]
 
 
 class Watched:
@@ -53,3 +54,8 @@ def watched(pid: int) -> Iterator[Watched]:
         yield process
     finally:
         process.close()
+
+
+def parent_of(pid: int) -> int:
+    """The process id of a process's parent, as it is now."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])

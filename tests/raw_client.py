@@ -37,6 +37,7 @@ def hello(**changes: Any) -> list[Any]:
         "max_message": 2**30,
         "max_requests": 100,
         "notification_credit": 2**20,
+        "stream_credit": 2**18,
     }
     parameters: dict[str, Any] = {
         "versions": [1, 1],

@@ -4,13 +4,14 @@ import re
 
 from asyncipc import errors
 from asyncipc.errors import FaultCode, IPCError, fault_exception
+from asyncipc.session import channel
 from tests.programs import ROOT
 
 PAGE = (ROOT / "docs" / "errors.md").read_text()
 
 EXCEPTIONS = {
     name: value
-    for name, value in vars(errors).items()
+    for name, value in {**vars(errors), **vars(channel)}.items()
     if isinstance(value, type) and issubclass(value, IPCError)
 }
 

@@ -12,14 +12,22 @@ EXAMPLES = ROOT / "examples"
 
 # What each says last, as a pattern, and what on stderr.
 ALONE = {
+    "chat": (r"Ada heard: Bob comes in, .*, goodbye", ""),
     "hello": (r"the child says that 1 \+ 2 = 3", "this goes to stderr and harms nobody\n"),
     "hand_over": ("12 connections handed to 3 processes", ""),
     "image_filter": (r"60 frames of 2\.8 MB, \d+ a second", ""),
     "json_wire": (r'child:  \[3, 3, "hello Zoë"\]', ""),
     "messages": ("sold out: no tea left 1", ""),
+    "pool_files": (r"\.\.\. \d+ modules in all", ""),
+    "pool_instead_of_executor": ("they agree", ""),
+    "pool_map": ("4,203 primes below 40,000, of which 303 are below 2,000", ""),
+    "pool_numpy": (r"tones at \[440, 880, 1760, 3520\] Hz", ""),
+    "pool_timeouts": ("3 workers died, and 2 were there at the end", ""),
     "progress": ("20 loaves", ""),
     "status": (r"the child has stopped after \d+ steps", ""),
+    "tail": ("nobody reads the log any longer", ""),
     "timeouts": ("the child woke up each time", ""),
+    "upload": ("33,554,432 bytes, the same on both sides", ""),
     "workers": (r"4,203 primes below 40,000; portions done: \{.*\}", ""),
 }
 

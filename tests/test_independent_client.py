@@ -34,6 +34,7 @@ class Other:
         self.waiting = asyncio.Event()
         self.cancelled = asyncio.Event()
         self._register(self.peer)
+        self._register_streams(self.peer)
 
     def _register(self, peer: Peer) -> None:
         @peer.on_request
@@ -75,6 +76,30 @@ class Other:
         @peer.on_notification
         async def note(text: Any) -> None:
             self.heard.append(text)
+
+    def _register_streams(self, peer: Peer) -> None:
+        @peer.on_request
+        async def produce(count: int, size: int) -> AsyncIterator[str]:
+            try:
+                for number in range(count):
+                    yield f"{number} ".ljust(size, "x")
+                if not size:
+                    raise ValueError("nothing to give")
+            finally:
+                self.cancelled.set()
+
+        @peer.on_request
+        async def store(name: str, content: Any) -> list[Any]:
+            sizes = [len(item) async for item in content]
+            return [name, len(sizes), sum(sizes)]
+
+        @peer.on_request
+        async def chat(call: Call) -> str:
+            async with call.channel() as channel:
+                async for item in channel:
+                    await channel.send([item, item])
+                await channel.send("over")
+            return "and out"
 
     @contextlib.asynccontextmanager
     async def served(self, token: str | None) -> AsyncIterator["Other"]:
@@ -180,6 +205,61 @@ async def test_progress(other: Other, codec: str) -> None:
 
     await other.run(talk, codec=codec)
     assert came == [(1, 3, "step 1"), (2, 3, "step 2"), (3, 3, "step 3")]
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 10), (5000, 100), (20, 50_000), (5, 100_000)])
+async def test_a_stream(other: Other, codec: str, count: int, size: int) -> None:
+    def talk(client: Client) -> None:
+        call = client.open("produce", [count, size], takes=True)
+        items = list(client.items(call))
+        assert items == [f"{number} ".ljust(size, "x") for number in range(count)]
+
+    await other.run(talk, codec=codec)
+
+
+async def test_a_stream_that_fails_and_one_that_is_given_up(other: Other, codec: str) -> None:
+    def talk(client: Client) -> None:
+        came = client.items(client.open("produce", [2, 0], takes=True))
+        assert [next(came), next(came)] == ["0 ", "1 "]
+        with pytest.raises(Fault, match="nothing to give"):
+            next(came)
+        call = client.open("produce", [10**9, 100], takes=True)
+        next(client.items(call))
+        client.cancel(call)
+        with pytest.raises(Fault) as caught:
+            client.wait(call)
+        assert caught.value.code == 7
+        with pytest.raises(Fault) as caught:
+            client.request("produce", [1, 1])
+        assert caught.value.code == 3
+
+    await other.run(talk, codec=codec)
+
+
+async def test_an_upload(other: Other, codec: str) -> None:
+    def talk(client: Client) -> None:
+        params = {"name": "it", "content": None}
+        call = client.open("store", params, sends="content")
+        for _ in range(200):
+            client.send_items(call, ["x" * 1000] * 3)
+        client.send_items(call, ["x" * 300_000])
+        client.end_items(call)
+        assert client.wait(call) == ["it", 601, 900_000]
+
+    await other.run(talk, codec=codec)
+
+
+async def test_a_channel(other: Other, codec: str) -> None:
+    def talk(client: Client) -> None:
+        call = client.open("chat", None, takes=True, sends=True)
+        came = client.items(call)
+        for number in range(3):
+            client.send_items(call, [number])
+            assert next(came) == [number, number]
+        client.end_items(call)
+        assert list(came) == ["over"]
+
+    await other.run(talk, codec=codec)
 
 
 async def test_large_messages_both_ways(other: Other, codec: str) -> None:

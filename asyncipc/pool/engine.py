@@ -6,13 +6,13 @@ Layer 4, inside the pool. Above: the pool, its face. Below: scheduler, superviso
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncipc.errors import PoolClosed, PoolError, SessionClosed, WorkerDied
 from asyncipc.pool.link import Link, Worker
 from asyncipc.pool.logs import logger_levels
-from asyncipc.pool.main_module import is_importing_main
+from asyncipc.pool.main_module import GUARD, is_importing_main
 from asyncipc.pool.options import PoolOptions, check_count, default_start_method
 from asyncipc.pool.scheduler import Scheduler
 from asyncipc.pool.starting import SpawnStarter, Starter, ZygoteStarter
@@ -41,7 +41,7 @@ class Engine:
         self.on_started: list[Callable[[Worker], object]] = []
         self.on_died: list[Callable[[Worker, WorkerDied], object]] = []
         self._counts = TaskCounts()
-        self._requests = 0  # under way
+        self._requests: set[asyncio.Task[Any]] = set()  # under way
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler: Scheduler
         self._supervisor: Supervisor
@@ -57,8 +57,7 @@ class Engine:
         if is_importing_main():
             raise PoolError(
                 "a pool is started while the main module is imported for a worker, which would "
-                "start pools without end; put what starts it behind "
-                'if __name__ == "__main__":'
+                f"start pools without end; {GUARD}"
             )
         # Instances of classes of the main module come back from workers under that name.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
@@ -88,11 +87,11 @@ class Engine:
         if self._closing is None:
             self._closing = self._loop.create_task(self._close(drain=drain))
         elif not drain:
-            self._scheduler.cancel_all()
+            self._give_all_up()
         try:
             await asyncio.shield(self._closing)
         except asyncio.CancelledError:
-            self._scheduler.cancel_all()
+            self._give_all_up()
             self._supervisor.kill_all()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(self._closing)
@@ -101,12 +100,17 @@ class Engine:
     async def _close(self, *, drain: bool) -> None:
         assert self._loop is not None
         if not drain:
-            self._scheduler.cancel_all()
+            self._give_all_up()
         self._idle = self._loop.create_future()
         self._tell_idle()
         await self._idle
         self._scheduler.close()
         await self._supervisor.aclose()
+
+    def _give_all_up(self) -> None:
+        self._scheduler.cancel_all()
+        for request in self._requests:
+            request.cancel()
 
     def _worker_options(self) -> WorkerOptions:
         options = self._options
@@ -189,8 +193,7 @@ class Engine:
     ) -> Any:
         """Ask the worker with the least to do."""
         self.check_open()
-        link = await self._scheduler.least_loaded()
-        return await self._ask(link, method, params, timeout, on_progress)
+        return await self._asked(self._ask_any(method, params, timeout, on_progress))
 
     async def broadcast(
         self, method: object, params: object, timeout: float | DefaultTimeout | None
@@ -198,13 +201,42 @@ class Engine:
         """Ask all workers."""
         self.check_open()
         answers = await asyncio.gather(
-            *(self._ask(link, method, params, timeout, None) for link in self._scheduler.links),
+            *(
+                self._asked(self._ask(link, method, params, timeout, None))
+                for link in self._scheduler.links
+            ),
             return_exceptions=True,
         )
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         return answers
+
+    async def _asked(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for an answer, unless the pool is closed without waiting for it."""
+        assert self._loop is not None
+        request = self._loop.create_task(work)
+        self._requests.add(request)
+        try:
+            return await request
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closing is not None and caller is not None and not caller.cancelling():
+                raise PoolClosed("the pool was closed before the answer came") from None
+            raise
+        finally:
+            self._requests.discard(request)
+            self._tell_idle()
+
+    async def _ask_any(
+        self,
+        method: object,
+        params: object,
+        timeout: float | DefaultTimeout | None,
+        on_progress: OnProgress | None,
+    ) -> Any:
+        link = await self._scheduler.least_loaded()
+        return await self._ask(link, method, params, timeout, on_progress)
 
     async def _ask(
         self,
@@ -214,8 +246,7 @@ class Engine:
         timeout: float | DefaultTimeout | None,
         on_progress: OnProgress | None,
     ) -> Any:
-        link.requests += 1
-        self._requests += 1
+        link.seat.requests += 1
         try:
             return await link.session.request(
                 method, params, timeout=timeout, on_progress=on_progress
@@ -223,10 +254,8 @@ class Engine:
         except SessionClosed as error:
             raise link.death_of(f"the method {method!r:.60}", error) from error
         finally:
-            link.requests -= 1
-            self._requests -= 1
+            link.seat.requests -= 1
             self._supervisor.changed(link)
-            self._tell_idle()
 
     # -- workers ---------------------------------------------------------------------------
 

@@ -144,7 +144,6 @@ class Link:
         self.session = session
         self.seat = seat
         self.owner = owner
-        self.requests = 0  # of `Pool.request`, which are not tasks
         self.has_died = False  # seen by a call; its end is told when all is known about it
         self.tasks_done = 0
         self._grace = grace
@@ -252,7 +251,7 @@ class Link:
     @property
     def is_idle(self) -> bool:
         """It has nothing to do."""
-        return self.seat.load == 0 and self.requests == 0
+        return not (self.seat.load or self.seat.requests)
 
     def _assignment_of(self, task: PoolTask[Any]) -> Assignment | None:
         return next((one for one in self._assigned if one.task is task), None)

@@ -14,10 +14,13 @@ import types
 from pathlib import Path
 from typing import Final
 
-__all__ = ["describe_main", "import_main", "is_importing_main"]
+__all__ = ["GUARD", "describe_main", "import_main", "is_importing_main"]
 
 # What the module is called in workers; multiprocessing's name, which scripts may know.
 WORKER_MAIN: Final = "__mp_main__"
+
+# What to do about a main module that does the application's work when it is imported.
+GUARD: Final = 'put what starts it behind if __name__ == "__main__":'
 
 _importing: list[bool] = []
 
@@ -41,7 +44,7 @@ def describe_main() -> dict[str, str]:
 def import_main(description: dict[str, str]) -> None:
     """Import the main module that another process has described, and let it be ours.
 
-    What it raises is raised.
+    :raises ImportError: it raises something, which is the cause
     """
     if not description:
         return
@@ -53,6 +56,11 @@ def import_main(description: dict[str, str]) -> None:
         else:
             contents = runpy.run_path(description["path"], run_name=WORKER_MAIN)
         module.__dict__.update(contents)
+    except (Exception, SystemExit) as error:
+        raise ImportError(
+            f"the application's main module cannot be imported for a worker: {error!r}; if that "
+            f"comes of what only the application is to do, {GUARD}"
+        ) from error
     finally:
         _importing.pop()
     sys.modules["__main__"] = sys.modules[WORKER_MAIN] = module

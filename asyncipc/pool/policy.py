@@ -3,6 +3,7 @@
 Layer 4, inside the pool.
 """
 
+import math
 import random
 from collections.abc import Callable
 from typing import Final
@@ -72,17 +73,20 @@ class Backoff:
 
     def __init__(self) -> None:
         self.failures: int = 0
+        self._next = FIRST_PAUSE
 
     def failed(self) -> float:
         """One more died; seconds to wait before the next."""
         self.failures += 1
         if self.failures == 1:
             return 0.0
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self.failures - 2))
+        pause, self._next = self._next, min(LONGEST_PAUSE, 2 * self._next)
+        return pause
 
     def succeeded(self) -> None:
         """One came up."""
         self.failures = 0
+        self._next = FIRST_PAUSE
 
 
 class ChunkSizer:
@@ -107,8 +111,8 @@ class ChunkSizer:
     def note(self, items: int, seconds: float) -> None:
         """A chunk took so long in its worker."""
         self.is_informed = True
-        fitting = int(items * CHUNK_TIME / seconds) if seconds > 0 else items * CHUNK_GROWTH
-        self._size = max(1, min(fitting, items * CHUNK_GROWTH, self._most))
+        fitting = items * CHUNK_TIME / seconds if seconds > 0 else math.inf
+        self._size = max(1, int(min(fitting, items * CHUNK_GROWTH, self._most)))
 
 
 def task_limit(max_tasks: int | None, uniform: Callable[[], float] = random.random) -> int | None:

@@ -330,7 +330,10 @@ class Pool:
         self._engine.on_started.append(callback)
 
     def on_worker_died(self, callback: Callable[[Worker, WorkerDied], object]) -> None:
-        """Call ``callback(worker, error)`` with each worker that dies without being asked to."""
+        """Call ``callback(worker, error)`` with each worker that dies.
+
+        Also where that was the only way to stop a task; not with those that end in good order.
+        """
         self._engine.on_died.append(callback)
 
     def statistics(self) -> PoolStatistics:

@@ -40,7 +40,8 @@ class Seat:
 
     :ivar state: see `WorkerState`
     :ivar load: tasks that it has and that have not ended
-    :ivar slow: of these, those that are not known to be over in a moment
+    :ivar requests: of `asyncipc.Pool.request`, which are no tasks, and under way in it
+    :ivar slow: of its tasks, those that are not known to be over in a moment
     :ivar is_exclusive: what it has are plain functions, which run one at a time
     :ivar refill_at: with so many left or fewer it is given more, several at a time where they are
         tiny
@@ -55,6 +56,7 @@ class Seat:
         "limit",
         "load",
         "refill_at",
+        "requests",
         "slow",
         "state",
         "taken",
@@ -63,6 +65,7 @@ class Seat:
     def __init__(self, limit: int | None = None) -> None:
         self.state: WorkerState = WorkerState.STARTING
         self.load: int = 0
+        self.requests: int = 0
         self.slow: int = 0
         self.is_exclusive: bool = False
         self.refill_at: int = 0
@@ -144,4 +147,4 @@ class Roster:
 
 
 def _load(seat: Seat) -> int:
-    return seat.load
+    return seat.load + seat.requests

@@ -130,6 +130,16 @@ class ZygoteStarter:
 
     async def start(self, worker: int) -> Started:
         """See `Starter`."""
+        used = self._zygote
+        if used is not None and not used.is_over:
+            await asyncio.shield(used.ready)
+            try:
+                return await used.fork(worker)
+            except PoolError:
+                # It may have been killed at any time since it was ready, which is no reason not to
+                # have a worker. One that lives has said why it cannot.
+                if not used.is_over:
+                    raise
         zygote = self._zygote
         if zygote is None or zygote.is_over:
             setup = Setup(describe_main(), sys.path[:], sys.argv[:], self._preload)
@@ -193,6 +203,7 @@ class _Zygote:
             # One that was forked all the same ends with it.
             lifeline.close()
             if isinstance(error, BrokenPipeError | ConnectionError):
+                self._is_gone()  # which is about to be noticed
                 raise PoolError("the zygote died") from error
             raise
         return Started(process, transport, stderr)

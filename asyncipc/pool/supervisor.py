@@ -78,6 +78,7 @@ class Supervisor:
         self._openings: set[asyncio.Future[None]] = set()  # those who wait for all to be ready
         self._leaving: set[Link] = set()
         self._failing_since: float | None = None
+        self._last_failure: BaseException | None = None
         self._is_closing = False
         self._last_number = 0
         self.started: int = 0
@@ -104,10 +105,13 @@ class Supervisor:
             async with asyncio.timeout(self._options.spawn_timeout):
                 await opening
         except TimeoutError as error:
-            raise PoolError(
+            text = (
                 f"{len(self._present())} of {count} workers came up within spawn_timeout "
                 f"({self._options.spawn_timeout:g} s)"
-            ) from error
+            )
+            if self._last_failure is not None:
+                text += f"; the last one failed: {self._last_failure}"
+            raise PoolError(text) from self._last_failure or error
         finally:
             self._openings.discard(opening)
 
@@ -175,7 +179,7 @@ class Supervisor:
         error = task.exception()
         if error is None:
             self._backoff.succeeded()
-            self._failing_since = None
+            self._failing_since = self._last_failure = None
             if len(self._present()) >= self._count:
                 for opening in self._openings:
                     _resolve(opening)
@@ -184,6 +188,7 @@ class Supervisor:
             self._start_failed(error)
 
     def _start_failed(self, error: BaseException) -> None:
+        self._last_failure = error
         pause = self._backoff.failed()
         failures = self._backoff.failures
         now = monotonic()

@@ -1,7 +1,8 @@
 """A process that another one forked for this one: seen by its pidfd, killed by its lifeline.
 
 Only its parent can reap it, so who forked it reports the exit status (`ForkedProcess.report`). If
-that one is dead too the kernel is asked (``PIDFD_GET_INFO``, Linux 6.15), else it stays unknown.
+that one is dead too, PID 1 reaps it, which in a container may be this process. Otherwise the kernel
+is asked (``PIDFD_GET_INFO``, Linux 6.15), or the status stays unknown.
 
 Signals never go to a bare number, which could be a stranger's by now: SIGTERM goes through the
 pidfd, and SIGKILL through the lifeline, whose end the kernel turns into one for the whole group.
@@ -98,7 +99,11 @@ class ForkedProcess(ProcessHandle):
         if self._waits_for_report is not None:
             self._waits_for_report.cancel()
             self._waits_for_report = None
-        status = self._status if self._status is not None else _status_of_reaped(self._pidfd)
+        status = self._status
+        if status is None:
+            status = _reap_orphan(self._pidfd)
+        if status is None:
+            status = _status_of_reaped(self._pidfd)
         self._is_status_unknown = status is None
         self._returncode = UNKNOWN_STATUS if status is None else status
         # What is left of its group ends with it.
@@ -114,6 +119,17 @@ class ForkedProcess(ProcessHandle):
             self._lifeline.cut()
             self._lifeline.close()
             os.close(self._pidfd)
+
+
+def _reap_orphan(pidfd: int) -> int | None:
+    """The exit status of a dead process that this one has inherited; None if it has not."""
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except OSError:
+        return None
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
 def _status_of_reaped(pidfd: int) -> int | None:

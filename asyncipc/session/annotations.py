@@ -9,7 +9,7 @@ import functools
 import inspect
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from inspect import Parameter, Signature
 from types import NoneType, SimpleNamespace, UnionType
 from typing import (
@@ -41,6 +41,7 @@ __all__ = [
     "implementation",
     "is_call",
     "is_plain",
+    "item_annotation",
     "resolve",
     "short_repr",
 ]
@@ -102,6 +103,15 @@ def is_call(annotation: Any) -> bool:
     """Whether a parameter gets the `Call`: it is annotated ``Call`` or ``Call | None``."""
     choices = _choices(annotation)
     return Call in choices and all(choice in (Call, NoneType) for choice in choices)
+
+
+def item_annotation(annotation: Any) -> Any:
+    """What the items of a parameter are to be that takes a stream; None where it takes none."""
+    if annotation in (AsyncIterable, AsyncIterator):
+        return Any
+    if get_origin(annotation) in (AsyncIterable, AsyncIterator):
+        return get_args(annotation)[0]
+    return None
 
 
 def is_plain(annotation: Any) -> bool:

@@ -28,10 +28,12 @@ from asyncipc.session.annotations import (
     describe,
     is_call,
     is_plain,
+    item_annotation,
     resolve,
     short_repr,
 )
 from asyncipc.session.context import Call
+from asyncipc.session.item_receiver import ItemReceiver
 from asyncipc.wire.registry import is_message
 
 if TYPE_CHECKING:
@@ -76,10 +78,21 @@ def prepare(function: Callable[..., Any], message_type: type | None = None) -> I
 class _Slot:
     """One parameter of a handler: where it stands and what it takes.
 
+    :ivar takes_items: it takes the stream of an upload, and ``items`` says of what
     :ivar classes: values of exactly these classes are taken as they are; None: all values
     """
 
-    __slots__ = ("annotation", "classes", "default", "kind", "name", "takes_call", "wanted")
+    __slots__ = (
+        "annotation",
+        "classes",
+        "default",
+        "items",
+        "kind",
+        "name",
+        "takes_call",
+        "takes_items",
+        "wanted",
+    )
 
     def __init__(self, parameter: Parameter, annotation: Any) -> None:
         self.name = parameter.name
@@ -90,6 +103,12 @@ class _Slot:
             raise TypeError(f"parameter {self.name!r}: there is only one Call; leave out the star")
         self.wanted = annotation  # as its author wrote it, for errors
         self.annotation = annotation
+        items = item_annotation(annotation)
+        self.takes_items = items is not None
+        if self.takes_items:
+            self.classes: tuple[type, ...] | None = ()  # it is always looked at
+            self.items = _Slot(parameter.replace(annotation=items), items)
+            return
         try:
             self.classes = accepted_classes(annotation)
             if self.classes is not None and not self.takes_call:
@@ -122,6 +141,8 @@ class _Slot:
         classes = self.classes
         if classes is None or value.__class__ in classes:
             return value
+        if self.takes_items:
+            return self._accept_items(value, call)
         if is_message(value) and isinstance(value, classes):
             return value  # an object of a registered subclass
         try:
@@ -134,6 +155,18 @@ class _Slot:
             if not is_plain(self.annotation):
                 text += f": {error}"
             raise InvalidParams(text) from None
+
+    def _accept_items(self, value: Any, call: Call) -> Any:
+        """The stream of an upload, whose items are looked at as they are taken."""
+        if value.__class__ is not ItemReceiver:
+            raise InvalidParams(
+                f"{_method(call)}() parameter {self.name!r}: expected a stream of items, got "
+                f"{type(value).__qualname__} ({short_repr(value)})"
+            )
+        if self.items.classes is not None:
+            name = f"{self.name}[]"
+            value.convert = lambda item: self.items.accept(item, call, name)
+        return value
 
 
 def _for_message(slots: list[_Slot], message_type: type) -> list[_Slot]:

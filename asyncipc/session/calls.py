@@ -15,28 +15,26 @@ from time import monotonic
 from typing import Any
 
 from asyncipc.errors import (
-    CallDepthExceeded,
     EncodeError,
     FaultCode,
     IPCError,
-    LocalProtocolError,
     RemoteProtocolError,
     RequestRefused,
     RequestTimeout,
 )
-from asyncipc.session.context import Call, Progress, serving
+from asyncipc.session.context import Progress, serving
 from asyncipc.session.deadlines import Deadlines
 from asyncipc.session.faults import exception_of
 from asyncipc.session.gate import Gate
+from asyncipc.session.inheritance import inherit
+from asyncipc.session.item_sender import ItemSender
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
-from asyncipc.session.params import (
-    DefaultTimeout,
-    check_timeout,
-    normalize,
-)
+from asyncipc.session.params import DefaultTimeout, check_timeout, normalize
 from asyncipc.session.progress import OnProgress, ProgressRelay
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.streams import Streams
+from asyncipc.session.uploads import FoundItems, Upload, find_items
 from asyncipc.session.waiter import Waiter
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
@@ -65,7 +63,6 @@ class Calls:
         "_encode",
         "_ended",
         "_gates",
-        "_limits",
         "_loop",
         "_max_requests",
         "_next_id",
@@ -73,15 +70,19 @@ class Calls:
         "_progress",
         "_request_gate",
         "_request_ids",
-        "_session",
         "_timeout",
         "_unsent",
         "cancelled",
         "late_replies",
         "pending",
         "requests",
+        "session",
+        "settings",
+        "streams",
         "timeouts",
     )
+
+    streams: Streams  # set by the exchange
 
     def __init__(
         self,
@@ -93,10 +94,10 @@ class Calls:
     ) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._session = session
-        self._limits = settings.limits
         self._timeout = check_timeout(settings.timeout)
         self._request_ids = settings.request_ids
+        self.session: object = session
+        self.settings: SessionSettings = settings
         self._ended = ended
         self._create_future = loop.create_future
         # By the id that the answer carries; None where nobody waits for it any longer.
@@ -140,7 +141,7 @@ class Calls:
             timeout = check_timeout(timeout)
         parent = serving.get()
         if parent is not None or metadata is not None or self._request_ids is not None:
-            timeout, depth, extra = self._inherit(parent, inherits, timeout, metadata)
+            timeout, depth, extra = inherit(self, parent, timeout, metadata, inherits=inherits)
         else:
             depth, extra = 0, None
         gate = None
@@ -152,10 +153,17 @@ class Calls:
             or len(pending) >= self._max_requests
             or outbox.size >= outbox.limit
         ):
-            gate, timeout = await self._wait_for_slot(method, depth, timeout)
+            gate, timeout = await self.wait_for_slot(method, depth, timeout)
         future = self._create_future()
         try:
             answer_id = self.begin(future, method, params, timeout, metadata=extra, depth=depth)
+        except EncodeError:
+            found = find_items(params)
+            if found is None:
+                raise
+            answer_id = self._begin_upload(
+                future, method, found, timeout, metadata=extra, depth=depth
+            )
         finally:
             if gate is not None:
                 gate.passed()
@@ -214,6 +222,34 @@ class Calls:
         if timeout is not None:
             self._deadlines.add(answer_id, monotonic() + timeout, method, timeout)
         return answer_id
+
+    def _begin_upload(
+        self,
+        future: asyncio.Future[Any],
+        method: str,
+        found: FoundItems,
+        timeout: float | None,
+        *,
+        metadata: dict[str, Any] | None,
+        depth: int,
+    ) -> int:
+        """`begin` with a parameter whose items follow."""
+        extra = {**(metadata or {}), "items": found.place}
+        answer_id = self.begin(future, method, found.params, timeout, metadata=extra, depth=depth)
+        Upload(self, future, answer_id).start(found.items)
+        return answer_id
+
+    def add_sender(self, answer_id: int) -> ItemSender:
+        """The sending end for a call that was begun; it waits until the request has left."""
+        sender = self.streams.add_sender(answer_id)
+        unsent = self._unsent.get(answer_id)
+        if unsent is not None:
+            self._outbox.when_left(unsent, 0, sender.hold())
+        return sender
+
+    def may_come_late(self, answer_id: int) -> bool:
+        """Whether a call was made and is over, so that what comes for it only crossed its end."""
+        return answer_id <= self._next_id + 1 and self.pending.get(answer_id) is None
 
     def watch(self, answer_id: int, update: Callable[[Progress], None]) -> None:
         """Call ``update`` with the progress of a call that was begun, until `unwatch`."""
@@ -274,38 +310,6 @@ class Calls:
             self._release(answer_id)
         self.fail_waiting(self._ended)
 
-    def _inherit(
-        self,
-        parent: Call | None,
-        inherits: bool,
-        timeout: float | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> tuple[float | None, int, dict[str, Any] | None]:
-        """What a call takes over from the one it is made for: remaining time and depth."""
-        extra = dict(metadata) if metadata is not None else {}
-        if "depth" in extra:
-            raise ValueError("the metadata key 'depth' is the library's own; take another name")
-        if self._request_ids is not None and "request_id" not in extra:
-            try:
-                extra["request_id"] = self._request_ids()
-            except StopIteration:
-                raise LocalProtocolError("the peer's request_ids have come to their end") from None
-        depth = 0
-        # What outlives the call it was started for is a call's work no longer.
-        if parent is not None and not parent.finished:
-            remaining = parent.remaining
-            if inherits and remaining is not None:
-                timeout = remaining if timeout is None else min(timeout, remaining)
-            if parent.session is self._session:
-                depth = parent.depth + 1
-                if depth > self._limits.max_depth:
-                    raise CallDepthExceeded(
-                        f"calls of this session are nested {depth} deep; "
-                        f"Limits.max_depth is {self._limits.max_depth}"
-                    )
-                extra["depth"] = depth
-        return timeout, depth, extra or None
-
     def _has_slot(self, passing: int) -> bool:
         return self._slot_at(0, passing)
 
@@ -315,9 +319,15 @@ class Calls:
         used = sum(1 for at in depths if at == depth) if depth else len(self.pending) - len(depths)
         return used + passing < self._max_requests and not self._outbox.full
 
-    async def _wait_for_slot(
+    async def wait_for_slot(
         self, method: str, depth: int, timeout: float | None
     ) -> tuple[Gate | None, float | None]:
+        """Wait until a call may `begin`.
+
+        :returns: the gate to tell that it has, if there is one; and what is left of the timeout
+        :raises RequestRefused: too many wait
+        :raises RequestTimeout: it took too long
+        """
         gate = self._request_gate
         if depth:
             if self._gates is None:
@@ -326,10 +336,10 @@ class Calls:
             self._gates[depth] = gate
         if not gate.waiting and self._slot_at(depth):
             return None, timeout
-        if gate.waiting >= self._limits.max_queued:
+        if gate.waiting >= self.settings.limits.max_queued:
             raise RequestRefused(
                 f"{gate.waiting} calls wait for one of the other side's {self._max_requests} slots "
-                f"already; Limits.max_queued is {self._limits.max_queued}"
+                f"already; Limits.max_queued is {self.settings.limits.max_queued}"
             )
         started = monotonic()
         try:

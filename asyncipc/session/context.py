@@ -10,9 +10,12 @@ import threading
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from asyncipc.errors import EncodeError, LocalProtocolError
+from asyncipc.errors import EncodeError, InvalidParams, LocalProtocolError
+
+if TYPE_CHECKING:  # brings anyio along
+    from asyncipc.session.channel import Channel
 
 __all__ = ["Call", "CallOwner", "Progress", "current_call", "progress", "serving"]
 
@@ -110,6 +113,7 @@ class Call:
     started = False  # its task has made its first step
     in_thread = False  # it runs where it can't be interrupted
     task: Cancellable | None = None
+    streams: Any = None  # its `ServedStreams`, if the caller sends or takes items
 
     def __init__(
         self,
@@ -151,6 +155,19 @@ class Call:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - monotonic())
+
+    def channel(self) -> "Channel":
+        """This side's end of the channel that the caller has opened; always the same object.
+
+        :raises InvalidParams: the caller opened none, but made another kind of call; left alone,
+            the exception tells the caller to use ``session.channel()``
+        """
+        if self.streams is None:
+            raise InvalidParams(
+                f"{self.method}() talks through a channel: call it with session.channel()"
+            )
+        channel: Channel = self.streams.open_channel()
+        return channel
 
     def extend_deadline(self, seconds: float) -> None:
         """Ask the caller to wait for at least ``seconds`` from now, if it would give up sooner.

@@ -13,7 +13,7 @@ Layer 2, inside the session. Below: wire.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context
 from typing import Any, Final
@@ -33,13 +33,17 @@ from asyncipc.session.handlers import Handler, HandlerChain
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.reporting import ProgressSender
+from asyncipc.session.serving_streams import STREAM_KEYS, ServedStreams, serve_streams
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.streams import Streams
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import EXTEND, FAULT, REPLY, check_fields, shown
 
 __all__ = ["Dispatch"]
+
+Run = Callable[[tuple[Handler, ...], Any, Call], Awaitable[Any]]
 
 logger: logging.Logger = logging.getLogger("asyncipc")
 
@@ -67,6 +71,7 @@ class Dispatch:
         "_codec",
         "_handlers_of",
         "_idle",
+        "_last_refused",
         "_max_depth",
         "_max_requests",
         "_max_unread",
@@ -87,8 +92,11 @@ class Dispatch:
         "requests",
         "running",
         "session",
+        "streams",
         "thread_id",
     )
+
+    streams: Streams  # set by the exchange
 
     def __init__(
         self,
@@ -110,6 +118,7 @@ class Dispatch:
         self.running: dict[int, Call] = {}
         self.also_running: Collection[Call] = ()  # notifications
         self.last_accepted: int = 0
+        self._last_refused = 0
         self.refusal: str | None = None  # why no more requests are started
         self.now: float = 0.0  # when the bytes being looked at were read
         self._replies: dict[int, Transfer] = {}  # large ones on their way
@@ -153,8 +162,7 @@ class Dispatch:
                 check_fields(message)
             timeout += self.now
         call = Call(self, wire_id, method, timeout, {} if metadata is None else metadata)
-        if metadata and "depth" in metadata:
-            self._take_depth(call)
+        has_streams = self._take_metadata(call) if metadata else False
         if (
             self.refusal is not None or len(self.running) >= self._max_requests
         ) and not self._accepts(call):
@@ -170,12 +178,14 @@ class Dispatch:
         if not handlers:
             self.not_found += 1
             self._fail(call, _not_found(method))
-        elif handlers[0].is_inline:
+        elif handlers[0].is_inline and not has_streams:
             Context().run(self._serve_inline, call, handlers, params)
         else:
             self.running[wire_id] = call
             if handlers[0].is_deferred:
                 handlers[0].invoke(params, call)
+            elif has_streams:
+                self._start_with_streams(call, handlers, params)
             else:
                 start_task(self.loop, call, self._serve(call, handlers, params))
 
@@ -220,10 +230,18 @@ class Dispatch:
             return
         self._reply(call, result)
 
-    async def _serve(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+    def _start_with_streams(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+        call.streams = streams = ServedStreams(self.streams, call)
+        work = self._serve(call, handlers, params, serve_streams)
+        # Not in `_serve`: a task that is cancelled before its first step never gets there.
+        start_task(self.loop, call, work).add_done_callback(lambda _: streams.close())
+
+    async def _serve(
+        self, call: Call, handlers: tuple[Handler, ...], params: Any, run: Run = run_handlers
+    ) -> None:
         call.started = True
         try:
-            result = await run_handlers(handlers, params, call)
+            result = await run(handlers, params, call)
             if result is NotImplemented:
                 raise _not_found(call.method)
         except BaseException as error:  # noqa: BLE001 - see _serve_inline
@@ -255,6 +273,7 @@ class Dispatch:
         else:
             reason = self.refusal
         self.refused += 1
+        self._last_refused = call.wire_id
         self.send_fault(call.wire_id, FaultCode.REFUSED, reason)
         return False
 
@@ -267,14 +286,23 @@ class Dispatch:
                 f"more than it may ask at once (Limits.max_requests is {self._max_requests})"
             )
 
-    def _take_depth(self, call: Call) -> None:
-        depth = call.metadata.pop("depth")
-        if depth.__class__ is not int or depth < 1:
-            raise RemoteProtocolError(
-                f"the other side sent a request whose depth should be a positive integer, "
-                f"not {shown(depth)}"
-            )
-        call.depth = depth
+    def _take_metadata(self, call: Call) -> bool:
+        """Take the depth of a call; return whether it has streams."""
+        metadata = call.metadata
+        if "depth" in metadata:
+            depth = metadata.pop("depth")
+            if depth.__class__ is not int or depth < 1:
+                raise RemoteProtocolError(
+                    f"the other side sent a request whose depth should be a positive integer, "
+                    f"not {shown(depth)}"
+                )
+            call.depth = depth
+        return not STREAM_KEYS.isdisjoint(metadata)
+
+    def may_come_late(self, wire_id: int) -> bool:
+        """Whether a call was made and is over, so that what comes for it only crossed its end."""
+        last = max(self.last_accepted, self._last_refused)
+        return wire_id <= last and wire_id not in self.running
 
     def _object(self, call: Call, message: list[Any]) -> None:
         """Answer a request that no handler can serve."""

@@ -18,6 +18,7 @@ from asyncipc.session.pings import Pings
 from asyncipc.session.placing import Placing
 from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.streams import Streams
 from asyncipc.transport.base import DescriptorCarrier, Transport
 from asyncipc.transport.regions import HAS_SHARED_MEMORY
 from asyncipc.wire.attachments import Attachment
@@ -56,6 +57,7 @@ class Exchange:
         "outbox",
         "pings",
         "router",
+        "streams",
     )
 
     def __init__(
@@ -87,6 +89,8 @@ class Exchange:
         )
         self.dispatch.also_running = self.incoming_notifications.running
         self.pings: Pings = Pings(loop, outbox)
+        self.streams: Streams = Streams(loop, outbox, settings.limits.stream_credit, self)
+        self.calls.streams = self.dispatch.streams = self.streams
         self.router: Router | None = None  # when the session stands
 
     def open(
@@ -112,6 +116,7 @@ class Exchange:
             self.dispatch,
             self.notifications,
             self.incoming_notifications,
+            streams=self.streams,
             pings=self.pings,
             max_message=self._settings.limits.max_message,
             tolerates_noise=self._transport.tolerates_noise,
@@ -123,6 +128,7 @@ class Exchange:
         self.dispatch.open(codec)
         self.incoming_notifications.open(codec)
         self.pings.open(codec)
+        self.streams.open(codec, limits.stream_credit)
         self.calls.open(codec, limits.max_requests)
         self.notifications.open(codec, limits.notification_credit)
         self.outbox.open(codec, max_frame=limits.max_frame, max_message=limits.max_message)
@@ -177,6 +183,7 @@ class Exchange:
         """The other side sends no more: no answer can come."""
         self.outbox.accepts_calls = False
         self.calls.close(make_error)
+        self.streams.close(make_error)
         self.pings.close(make_error)
         self.notifications.gate.fail(make_error)
 
@@ -207,3 +214,9 @@ class Exchange:
         self.dispatch.progress.room_again()
         self.calls.update_gates()
         self.notifications.gate.update()
+        self.streams.room_again()
+
+    def may_come_late(self, wire_id: int) -> bool:
+        """Of a call of either side; see `asyncipc.session.streams.KnownCalls`."""
+        of_this_side = self.calls if wire_id & 1 else self.dispatch
+        return of_this_side.may_come_late(wire_id)

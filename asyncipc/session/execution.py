@@ -1,4 +1,4 @@
-"""How handlers run: inline, as a task, or in a thread; each in a fresh context.
+"""How handlers run: inline, as a task, in a thread, or item by item; each in a fresh context.
 
 Fresh, because the callback that reads has the context variables of whoever opened the session.
 
@@ -9,10 +9,13 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Final
 
+from asyncipc.errors import InvalidParams
 from asyncipc.session.context import Call, serving
 from asyncipc.session.handlers import Handler
+from asyncipc.session.producing import send_all, send_all_from_thread, send_all_in_turns
 
 __all__ = ["run_handlers", "start_task"]
 
@@ -38,6 +41,9 @@ async def run_handlers(handlers: tuple[Handler, ...], params: Any, call: Call) -
     for handler in handlers:
         if call.given_up:
             raise asyncio.CancelledError  # while a thread passed the call on
+        if handler.is_generator:
+            await _send_items(handler, params, call)
+            return None
         if handler.thread:
             result = await _in_thread(handler, params, call)
         else:
@@ -47,6 +53,26 @@ async def run_handlers(handlers: tuple[Handler, ...], params: Any, call: Call) -
         if result is not NotImplemented:
             return result
     return NotImplemented
+
+
+async def _send_items(handler: Handler, params: Any, call: Call) -> None:
+    """Run a handler that is a generator."""
+    sender = call.streams.sender if call.streams is not None else None
+    if sender is None:
+        raise InvalidParams(
+            f"{call.method}() gives a stream of items: ask for it with session.stream()"
+        )
+    if handler.thread:
+        start = partial(handler.invoke, params, call)
+        await send_all_from_thread(start, sender, call.threads())
+        return
+    items = handler.invoke(params, call)
+    if not handler.is_async:
+        await send_all_in_turns(items, sender)
+        return
+    if not hasattr(items, "__aiter__"):
+        items = await items  # a decorator that is an async def hands the generator on
+    await send_all(items, sender)
 
 
 async def _in_thread(handler: Handler, params: Any, call: Call) -> Any:

@@ -59,6 +59,7 @@ class Handler:
         it returns: a coroutine, if ``is_async``. Raises `InvalidParams` where params don't fit.
     :ivar is_async: the result of ``invoke`` has to be awaited
     :ivar thread: it wants to run in a thread
+    :ivar is_generator: it gives items; of an ``async def`` if ``is_async``
     :ivar is_inline: it runs where the call was read, with no task of its own
     :ivar is_deferred: its ``invoke``, the function itself, only takes note of a request, and sets
         its ``task``; it is answered by `asyncipc.session.dispatch.Dispatch.complete`
@@ -70,6 +71,7 @@ class Handler:
         "invoke",
         "is_async",
         "is_deferred",
+        "is_generator",
         "is_inline",
         "method",
         "owner",
@@ -91,6 +93,7 @@ class Handler:
         self.thread: bool = thread
         self.is_async: bool
         self.is_inline: bool
+        self.is_generator: bool = False
         self.is_deferred: bool = deferred
         if deferred:
             self.invoke: Invoke = function
@@ -98,11 +101,12 @@ class Handler:
             return
         try:
             prepared = _prepare(method, function, thread=thread)
+            self.is_generator = _is_generator(function)
         except TypeError as error:
             raise TypeError(f"{_label(function)} cannot handle {self.method!r}: {error}") from None
         self.invoke = prepared[0]
         self.is_async = prepared[1]
-        self.is_inline = not (self.is_async or thread)
+        self.is_inline = not (self.is_async or thread or self.is_generator)
 
     def belongs_to(self, target: object) -> bool:
         """Whether ``target`` is the handler's function, or the object that brought it along."""
@@ -119,9 +123,7 @@ def _prepare(
     if not callable(function):
         raise TypeError("it cannot be called")
     inner = implementation(function)
-    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-        raise TypeError("it is a generator; a handler gives one result, with return")
-    is_async = inspect.iscoroutinefunction(inner)
+    is_async = inspect.iscoroutinefunction(inner) or _is_asynchronous_generator(inner)
     if is_async and thread:
         raise TypeError("an async def runs on the event loop; thread=True is for plain functions")
     invoke = prepare(function, method if isinstance(method, type) else None)
@@ -129,6 +131,15 @@ def _prepare(
         # A decorator around an async def: whether it awaits or hands on is seen at the call.
         return _awaiting(invoke), True
     return invoke, is_async
+
+
+def _is_generator(function: Callable[..., Any]) -> bool:
+    inner = implementation(function)
+    return _is_asynchronous_generator(inner) or inspect.isgeneratorfunction(inspect.unwrap(inner))
+
+
+def _is_asynchronous_generator(inner: Callable[..., Any]) -> bool:
+    return inspect.isasyncgenfunction(inspect.unwrap(inner))
 
 
 def _awaiting(invoke: Invoke) -> Invoke:
@@ -161,7 +172,8 @@ class HandlerDecorator:
             function's own name is used. Bare, the function itself.
         :param thread: run it in a thread instead of on the event loop; not for ``async def``
         :raises TypeError: the function cannot be a handler; the text says why: its signature or an
-            annotation cannot be used, it is a generator, it has no name of its own
+            annotation cannot be used, it is a generator (for notifications), it has no name of its
+            own
         """
         if method is not None and not isinstance(method, str | type):
             if not callable(method):
@@ -191,7 +203,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self.requests: HandlerTable = HandlerTable()
-        self.notifications: HandlerTable = HandlerTable()
+        self.notifications: HandlerTable = HandlerTable(takes_generators=False)
         self._chain: HandlerChain | None = None
 
     def chain(self) -> "HandlerChain":
@@ -229,7 +241,9 @@ class Handlers:
                 raise TypeError(
                     f"the kind of a handler is 'request' or 'notification', not {kind!r}"
                 )
-            prepared.append((tables[kind], Handler(method, function, owner=provider, **options)))
+            handler = Handler(method, function, owner=provider, **options)
+            tables[kind].check(handler)
+            prepared.append((tables[kind], handler))
         for table, handler in prepared:
             table.add(handler)
 
@@ -256,21 +270,35 @@ _Lookup = tuple[dict[str, tuple[Handler, ...]], tuple[Handler, ...]]
 class HandlerTable:
     """The handlers of one kind in one registry.
 
+    :param takes_generators: whether what they give goes anywhere
     :ivar handlers: by method, the newest first
     :ivar revision: grows with every change
     """
 
-    __slots__ = ("_lookup", "handlers", "revision")
+    __slots__ = ("_lookup", "_takes_generators", "handlers", "revision")
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_generators: bool = True) -> None:
+        self._takes_generators = takes_generators
         self.handlers: dict[str, tuple[Handler, ...]] = {}
         self.revision: int = 0
         self._lookup: _Lookup | None = None
 
     def add(self, handler: Handler) -> None:
-        """Put a handler in front of those of its method."""
+        """Put a handler in front of those of its method.
+
+        :raises TypeError: it is a generator, and nobody takes its items
+        """
+        self.check(handler)
         self.handlers[handler.method] = (handler, *self.handlers.get(handler.method, ()))
         self._changed()
+
+    def check(self, handler: Handler) -> None:
+        """`add` without adding."""
+        if handler.is_generator and not self._takes_generators:
+            raise TypeError(
+                f"{_label(handler.function)} cannot handle {handler.method!r}: it is a generator, "
+                "and nobody takes the items of a notification"
+            )
 
     def remove(self, is_meant: Callable[[Handler], bool]) -> bool:
         """Drop handlers; True if there were any."""

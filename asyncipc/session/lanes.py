@@ -109,6 +109,16 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
                 return True
         return False
 
+    def carrier(self, item: bytes | Transfer, lane: int) -> Transfer | None:
+        """The transfer that an item of a lane is, or stands behind; None if it has left."""
+        found = None
+        for waiting in self.get(lane, ()):
+            if isinstance(waiting, Transfer) and not waiting.retracted:
+                found = waiting
+            if waiting is item:
+                return found
+        return None
+
     def leave(self, transfer: Transfer) -> list[bytes]:
         """Take away the first transfer of a lane, which has left or was dropped.
 

@@ -268,6 +268,21 @@ class Outbox:
         self.flush()
         return True
 
+    def retract_lane(self, lane: int) -> None:
+        """Drop what waits in a lane behind a large message, and what has not left of that."""
+        for item in list(self._lanes.get(lane, ()))[::-1]:
+            self.retract(item, lane)
+
+    def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], None]) -> None:
+        """Call back when nothing holds back any longer what may still be retracted."""
+        transfer = self._lanes.carrier(item, lane)
+        if transfer is None:
+            callback()
+        else:
+            # Asked again then: what was dropped may have stood behind others.
+            again = partial(self.when_left, item, lane, callback)
+            transfer.done = partial(_call_both, transfer.done, again)
+
     def written(self) -> None:
         """The transport has taken what it kept."""
         self.is_blocked = False
@@ -437,6 +452,12 @@ class Outbox:
             self._on_written.append(transfer.end)  # the transport still reads the buffers
         else:
             transfer.end()
+
+
+def _call_both(first: Callable[[], object] | None, second: Callable[[], object]) -> None:
+    if first is not None:
+        first()
+    second()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -93,6 +93,8 @@ class ProgressSender:
         """Send progress in the call's lane, or keep the latest while the outbox is full."""
         if call.finished:
             return
+        if call.streams is not None:
+            call.streams.flush()  # the items before it go first
         lane = call.wire_id + 1
         data = self._encode([PROGRESS, lane, update.done, update.total, update.message], [])
         if len(data) > self._outbox.inline_size:

@@ -16,10 +16,11 @@ from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.pings import Pings
 from asyncipc.session.placing import Placing
+from asyncipc.session.streams import Streams
 from asyncipc.wire import messages
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
-from asyncipc.wire.messages import NOTIFY, REPLY, REQUEST, GoodbyeCode, check_fields, shown
+from asyncipc.wire.messages import ITEMS, NOTIFY, REPLY, REQUEST, GoodbyeCode, check_fields, shown
 from asyncipc.wire.transfers import Assembler, Beside
 
 __all__ = ["Router"]
@@ -51,6 +52,7 @@ class Router:
         "_placing",
         "_receive_goodbye",
         "_requested",
+        "_streams",
         "_tolerates_noise",
         "ignored",
         "noise",
@@ -64,6 +66,7 @@ class Router:
         notifications: NotificationSender,
         incoming_notifications: NotificationReceiver,
         *,
+        streams: Streams,
         pings: Pings,
         max_message: int,
         tolerates_noise: bool,
@@ -77,6 +80,7 @@ class Router:
         self._dispatch = dispatch
         self._notifications = notifications
         self._incoming_notifications = incoming_notifications
+        self._streams = streams
         self._pings = pings
         self._answered = calls.answered
         self._requested = dispatch.request
@@ -190,6 +194,9 @@ class Router:
                 self._requested(message)
             elif kind == NOTIFY:
                 self._notified(message)
+            elif kind == ITEMS:
+                check_fields(message)
+                self._streams.receive(message, size, alone=batch is not decoded)
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:
@@ -208,12 +215,17 @@ class Router:
     def _receive_progress(self, message: list[Any]) -> None:
         self._calls.progressed(message)
 
+    def _receive_end(self, message: list[Any]) -> None:
+        self._streams.receive_end(message[1])
+
     def _receive_cancel(self, message: list[Any]) -> None:
         self._dispatch.cancel(message[1])
 
     def _receive_credit(self, message: list[Any]) -> None:
-        if message[1] == 0:  # other streams are reserved
+        if message[1] == 0:
             self._notifications.credited(message[2])
+        else:
+            self._streams.credited(message[1], message[2])
 
     def _receive_extend(self, message: list[Any]) -> None:
         self._calls.extended(message[1], message[2])
@@ -316,6 +328,7 @@ class Router:
         messages.FAULT: _receive_fault,
         messages.PROGRESS: _receive_progress,
         messages.CANCEL: _receive_cancel,
+        messages.END: _receive_end,
         messages.CREDIT: _receive_credit,
         messages.EXTEND: _receive_extend,
         messages.PING: _receive_ping,

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from asyncipc.errors import SessionClosed
+from asyncipc.lazy import LazyModule
 from asyncipc.session.companion import Companion
 from asyncipc.session.connection import Connection
 from asyncipc.session.context import serving
@@ -25,8 +26,12 @@ from asyncipc.session.settings import SessionSettings
 from asyncipc.transport.base import Credentials, Transport
 from asyncipc.wire.handshake import Role
 
-if TYPE_CHECKING:  # most sessions have no child, and their process need not know of such things
+if TYPE_CHECKING:  # most sessions have none of these, and their process need not know of them
     from asyncipc.process.child import ChildProcess
+    from asyncipc.session import channel, stream
+else:
+    channel = LazyModule("asyncipc.session.channel")
+    stream = LazyModule("asyncipc.session.stream")
 
 __all__ = ["Session", "Statistics"]
 
@@ -48,6 +53,9 @@ class Statistics(NamedTuple):
     :ivar bytes_sent: bytes handed to the transport
     :ivar bytes_received: bytes that came
     :ivar noise_received: of those, bytes that were no part of a frame
+    :ivar items_sent: items of streams that this side sent
+    :ivar items_received: items of streams that came
+    :ivar stalls: how often a stream of this side had to wait for the credit of a slow reader
     :ivar pending: calls of this side that are not answered yet
     :ivar queued: calls and notifications of this side that wait for a slot, credit or room
     :ivar running: handlers at work, notifications included
@@ -73,6 +81,9 @@ class Statistics(NamedTuple):
     bytes_sent: int
     bytes_received: int
     noise_received: int
+    items_sent: int
+    items_received: int
+    stalls: int
     pending: int
     queued: int
     running: int
@@ -159,7 +170,9 @@ class Session:
         :param method: a name; or an object of a class registered with ``@message``, which is then
             the one parameter
         :param params: a mapping binds by name, a list by position, None is no parameters, and
-            anything else is the one argument
+            anything else is the one argument. One of them may be an async iterable: its items
+            follow the request, as fast as the handler takes them. What it raises ends the call,
+            and is raised here; the call's end stops it.
         :param timeout: seconds; not given: the peer's default; None: no limit. Covers the time
             in which the request waits to be sent. Inside a handler the call gets at most the time
             that the handler's own caller still waits, unless it is None.
@@ -186,6 +199,44 @@ class Session:
         return self._connection.exchange.calls.request(
             method, params, timeout, on_progress, metadata
         )
+
+    def stream(
+        self,
+        method: object,
+        params: object = None,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "stream.Stream":
+        """Call a method of the other side that gives items, a generator.
+
+        Used as ``async with session.stream(...) as rows``, or iterated as it is; see `Stream`.
+        For ``method``, ``params``, ``metadata`` and the errors see `request`; a method that gives
+        one result is `InvalidParams`.
+
+        :param timeout: seconds until the last item must have come; None: no limit, also in a
+            handler. `RequestTimeout` is raised behind the items that came in time.
+        """
+        calls = self._connection.exchange.calls
+        call = stream.StreamedCall(calls, method, params, timeout, metadata, sends=False)
+        return stream.Stream(call)
+
+    def channel(
+        self,
+        method: object,
+        params: object = None,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "channel.Channel":
+        """Call a method of the other side that talks through ``call.channel()``.
+
+        Used as ``async with session.channel(...) as channel``; see `Channel`. The parameters are
+        those of `stream`; the timeout is one for the whole call.
+        """
+        calls = self._connection.exchange.calls
+        call = stream.StreamedCall(calls, method, params, timeout, metadata, sends=True)
+        return channel.Channel(call)
 
     def notify(
         self,
@@ -346,6 +397,9 @@ class Session:
             bytes_sent=exchange.outbox.bytes_sent,
             bytes_received=connection.bytes_received,
             noise_received=connection.noise_received,
+            items_sent=exchange.streams.items_sent,
+            items_received=exchange.streams.items_received,
+            stalls=exchange.streams.stalls,
             pending=len(calls.pending),
             queued=calls.queued + sender.gate.waiting,
             running=len(dispatch.running) + len(receiver.running),

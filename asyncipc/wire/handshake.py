@@ -80,6 +80,7 @@ class RemoteLimits(NamedTuple):
     max_message: int
     max_requests: int
     notification_credit: int
+    stream_credit: int
     max_descriptors: int = 0
 
 
@@ -98,6 +99,7 @@ SMALLEST_LIMITS: Final = RemoteLimits(
     max_message=HANDSHAKE_MAX_FRAME,
     max_requests=1,
     notification_credit=HANDSHAKE_MAX_FRAME,
+    stream_credit=HANDSHAKE_MAX_FRAME,
     max_descriptors=0,
 )
 
@@ -181,6 +183,7 @@ class Handshake:
                 "max_message": self._limits.max_message,
                 "max_requests": self._limits.max_requests,
                 "notification_credit": self._limits.notification_credit,
+                "stream_credit": self._limits.stream_credit,
             },
         }
         if DESCRIPTORS_FEATURE in self._features:

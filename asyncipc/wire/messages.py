@@ -26,12 +26,14 @@ __all__ = [
     "CANCEL",
     "CREDIT",
     "DESCRIPTORS",
+    "END",
     "EXTEND",
     "FAULT",
     "FIELD_NAMES",
     "FIRST_IGNORABLE",
     "GOODBYE",
     "HELLO",
+    "ITEMS",
     "MEMORY",
     "NOTIFY",
     "PART",
@@ -54,7 +56,8 @@ REPLY: Final = 3
 FAULT: Final = 4
 NOTIFY: Final = 5
 CANCEL: Final = 6
-# 7 and 8 are reserved for the items of streams and their end.
+ITEMS: Final = 7
+END: Final = 8
 BEGIN: Final = 9
 PART: Final = 10
 RETRACT: Final = 11
@@ -135,6 +138,10 @@ def _is_sizes(value: Any) -> bool:
     return value.__class__ is list and bool(value) and all(_is_size(size) for size in value)
 
 
+def _is_list(value: Any) -> bool:
+    return value.__class__ is list
+
+
 def _is_segments(value: Any) -> bool:
     return value.__class__ is list and bool(value) and all(map(_is_segment, value))
 
@@ -192,6 +199,14 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         ),
     ),
     CANCEL: ("cancel", (("id", _is_id, "an integer from 1 below 2**63", False),)),
+    ITEMS: (
+        "items",
+        (
+            ("id", _is_id, "an integer from 1 below 2**63", False),
+            ("items", _is_list, "an array", False),
+        ),
+    ),
+    END: ("end", (("id", _is_id, "an integer from 1 below 2**63", False),)),
     BEGIN: (
         "begin",
         (

@@ -1,7 +1,7 @@
 """asyncipc over a unix socket, through its public names alone."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -31,6 +31,11 @@ def make_peer() -> asyncipc.Peer:
     def get_counted() -> int:
         return counted
 
+    @peer.on_request("count_up")
+    async def count_up(count: int) -> AsyncIterator[dict[str, Any]]:
+        for n in range(count):
+            yield {"n": n, "text": "hello"}
+
     @peer.on_request("store")
     def store(data: bytes) -> int:
         return len(data)
@@ -49,6 +54,14 @@ def commands(
         for _ in range(count):
             await session.notify("count", MESSAGE)
         assert await session.request("get_counted") == before + count
+        return count / (perf_counter() - begin)
+
+    async def stream(count: int) -> float:
+        begin = perf_counter()
+        came = 0
+        async for _ in session.stream("count_up", [count]):
+            came += 1
+        assert came == count
         return count / (perf_counter() - begin)
 
     async def bulk(size: int) -> float:
@@ -74,6 +87,7 @@ def commands(
     return {
         **session_commands(session.request, method),
         "notify": notify,
+        "stream": stream,
         "bulk": bulk,
         "ping_during_bulk": ping_during_bulk,
     }

@@ -69,6 +69,7 @@ class Extension:
 CODECS: dict[str, Codec] = {"msgpack": MessagePack(), "json": JSON()}
 NAMES = {64: "attachment", 67: "tuple", 70: "int", 71: "datetime", 80: "enum", 81: "message"}
 METHODS = ["add", "slow", "fail", "ask", "count", "large", "thread", "log", "unknown"]
+METHODS += ["produce", "store", "chat"]
 
 
 def packed(message: Any, codec: str = "msgpack") -> bytes:
@@ -117,8 +118,13 @@ requests = st.builds(
     st.sampled_from(METHODS),
     st.sampled_from([None, [], [1, 2], {"a": 1}, [b"x"], ["text"]]),
     st.sampled_from([None, 5, 0.1]),
-    st.sampled_from([None, {}, {"depth": 1}, {"request_id": "x"}]),
+    st.sampled_from([None, {}, {"depth": 1}, {"request_id": "x"}])
+    | st.fixed_dictionaries(
+        {}, optional={"stream": st.just(True), "items": st.sampled_from([True, 0, "items"])}
+    ),
 )
+# Of what the handlers and `use` have streams for, too.
+stream_ids = st.integers(2, 16)
 valid_messages = st.one_of(
     requests,
     st.builds(lambda params: [5, "log", params], st.sampled_from([None, [1], {"text": "hi"}])),
@@ -132,8 +138,11 @@ valid_messages = st.one_of(
         lambda number, done: [64, 2 * number + 1, done], st.integers(1, 6), st.integers(-9, 9)
     ),
     st.builds(lambda number: [6, 2 * number], st.integers(1, 50)),
+    st.builds(lambda id_, items: [7, id_, items], stream_ids, st.lists(values, max_size=3)),
+    st.builds(lambda id_: [8, id_], stream_ids),
+    st.builds(lambda id_, count: [13, id_, count], stream_ids, st.integers(0, 3)),
     st.sampled_from([[65, 1], [66, 1], [13, 0, 1], [11, 9], [12, 2, 0, ""], [12, 0, 1, "bad"]]),
-    st.sampled_from([[7, 2], [7, 3], [14, 100, "x"], [63], [67, 2, 30], [1000]]),
+    st.sampled_from([[40, 2], [40, 3], [14, 100, "x"], [63], [67, 2, 30], [1000]]),
 )
 odd_messages = st.one_of(
     # One field of a valid message is something else, or there is one more.
@@ -327,7 +336,24 @@ def make_peer() -> Peer:
     async def log(text: Any = None) -> None:
         await asyncio.sleep(0)
 
+    serve_streams(peer)
     return peer
+
+
+def serve_streams(peer: Peer) -> None:
+    @peer.on_request
+    async def produce(call: Call) -> AsyncIterator[int]:
+        for number in range(100):
+            yield number
+
+    @peer.on_request
+    async def store(items: Any = None) -> int:
+        return sum([1 async for _ in items])
+
+    @peer.on_request
+    async def chat(call: Call) -> None:
+        async for item in call.channel():
+            await call.channel().send(item)
 
 
 class Surprises(logging.Handler):
@@ -377,8 +403,29 @@ async def use(session: Session) -> None:
         session.request("bulk", bytes(20_000)),
         session.notify("something", "text"),
         session.ping(),
+        read(session),
+        session.request("store", [numbers()]),
+        talk(session),
     ]
     await asyncio.gather(*map(outcome, waiting))
+
+
+async def numbers() -> AsyncIterator[int]:
+    for number in range(100):
+        yield number
+
+
+async def read(session: Session) -> None:
+    async for _ in session.stream("produce"):
+        pass
+
+
+async def talk(session: Session) -> None:
+    async with session.channel("chat") as channel:
+        await channel.send(1)
+        await channel.send_eof()
+        async for _ in channel:
+            pass
 
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "bytewise"])

@@ -25,6 +25,7 @@ LIMITS = {
     "max_message": 1024 * MIB,
     "max_requests": 1024,
     "notification_credit": MIB,
+    "stream_credit": 256 * KIB,
 }
 
 TRANSPORTS = ("memory", "socketpair", "unix", "pipes")

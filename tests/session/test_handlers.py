@@ -238,9 +238,26 @@ class Generates:
 @pytest.mark.parametrize(
     "function", [Generates(), Generates().items, functools.partial(Generates().items)]
 )
-def test_generators_are_refused(function: Any) -> None:
+def test_generators_give_items_of_requests_alone(function: Any) -> None:
+    handler = Handler("x", function)
+    assert handler.is_generator
+    assert not handler.is_inline
     with pytest.raises(TypeError, match="cannot handle 'x': it is a generator"):
-        Handler("x", function)
+        Handlers().on_notification("x")(function)
+
+    class Provider:
+        def __handlers__(self) -> Any:
+            yield "notification", "x", function, {}
+
+    handlers = Handlers()
+    with pytest.raises(TypeError, match="cannot handle 'x': it is a generator"):
+        handlers.register(Provider())
+    assert not handlers.notifications.handlers
+
+
+def test_an_async_generator_in_a_thread_is_refused() -> None:
+    with pytest.raises(TypeError, match="thread=True is for plain functions"):
+        Handlers().on_request("x", thread=True)(Generates().items)
 
 
 @pytest.mark.parametrize("function", [plain_async, AsyncCallable()])

@@ -311,6 +311,19 @@ ENDS: dict[str, tuple[bytes, str]] = {
         "at most 64",
     ),
     "transfer of no message": (frame([9, 1, [2]], b"\x05\x05"), "sent no message"),
+    "items for nobody": (frame([7, 3, [1]]), "items for 3, which is no call that has"),
+    "items for no call": (frame([7, 2, [1]]), "items for 2, which is no call that has"),
+    "items that are none": (frame([7, 3, 1]), "the items of the other side's items should be an"),
+    "the end for nobody": (frame([8, 3]), "the end of items for 3"),
+    "credit for nobody": (frame([13, 7, 5]), "credit for items for 7"),
+    "a stream that is none": (
+        frame([2, 2, "add", [1, 2], None, {"stream": 1}]),
+        "whose stream should be true",
+    ),
+    "items nowhere": (
+        frame([2, 2, "add", [1, 2], None, {"items": -1}]),
+        "items true, a name or a position",
+    ),
     "transfer of half a message": (frame([9, 1, [2]], b"\x93\x02"), "sent no message"),
 }
 
@@ -359,7 +372,6 @@ DROPPED: dict[str, bytes] = {
     "cancel of nothing": frame([6, 2]),
     "pong to nobody": frame([66, 5]),
     "retract of nothing": frame([11, 5]),
-    "credit of a stream": frame([13, 7, 5]),
     "no credit": frame([13, 0, 0]),
     "unknown ignorable kind": frame([1000, "x", {}]),
     "reserved ignorable kind": frame([67, 2, 30]),
@@ -400,7 +412,7 @@ FAULTS: dict[str, tuple[bytes, int, str]] = {
     "unknown params": (frame([2, 2, "add", UNKNOWN_VALUE]), 3, "params"),
     "unknown params, and metadata": (frame([2, 2, "add", UNKNOWN_VALUE, None, {}]), 3, "params"),
     "an array as a key": (frame(b"\x94\x02\x02\xa3add\x81\x90\x01"), 3, "params: a map with an"),
-    "unknown critical kind": (frame([7, 2, "item"]), 8, "kind 7"),
+    "unknown critical kind": (frame([40, 2, "item"]), 8, "kind 40"),
     "reserved critical kind": (frame([30, 2]), 8, "kind 30"),
     "deeper than allowed": (frame([2, 2, "add", [1, 2], None, {"depth": 6}]), 9, "max_depth"),
     "far deeper than allowed": (
@@ -437,7 +449,7 @@ async def test_more_requests_than_allowed_are_refused(served: Served) -> None:
 async def test_a_call_that_is_not_understood_ends_once(served: Served) -> None:
     """An unknown critical kind for a call that is being served: the fault is its one end."""
     async with served.session() as (client, _):
-        await client.send([2, 2, "wait"], [7, 2, "item"], [6, 2], [65, 1])
+        await client.send([2, 2, "wait"], [40, 2, "item"], [6, 2], [65, 1])
         came = []
         while (message := await client.receive()) != [66, 1]:
             came.append(message)
@@ -450,9 +462,9 @@ async def test_an_answer_that_is_not_understood_fails_its_call(served: Served) -
     async with served.session() as (client, session):
         calls = [asyncio.create_task(session.request("x")) for _ in range(3)]
         ids = [(await client.receive())[1] for _ in calls]
-        await client.send([7, ids[0] + 1, "item"], [3, ids[1] + 1, UNKNOWN_VALUE])
+        await client.send([40, ids[0] + 1, "item"], [3, ids[1] + 1, UNKNOWN_VALUE])
         await client.send([4, ids[2] + 1, 1, "text", {"type": "X", "exception": UNKNOWN_VALUE}])
-        with pytest.raises(RemoteProtocolError, match="kind 7"):
+        with pytest.raises(RemoteProtocolError, match="kind 40"):
             await calls[0]
         assert await client.receive() == [6, ids[0]], "nobody waits for it any longer"
         with pytest.raises(IPCError, match="result: extension 50"):

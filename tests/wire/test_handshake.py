@@ -26,9 +26,19 @@ from asyncipc.wire.messages import GoodbyeCode
 HELLO, AUTH, GOODBYE = 0, 1, 12
 CONNECTING, LISTENING, EITHER = Role.CONNECTING, Role.LISTENING, Role.EITHER
 
-LIMITS = Limits(max_frame=20_000, max_message=30_000, max_requests=7, notification_credit=40_000)
+LIMITS = Limits(
+    max_frame=20_000,
+    max_message=30_000,
+    max_requests=7,
+    notification_credit=40_000,
+    stream_credit=50_000,
+)
 SMALLEST = RemoteLimits(
-    max_frame=16384, max_message=16384, max_requests=1, notification_credit=16384
+    max_frame=16384,
+    max_message=16384,
+    max_requests=1,
+    notification_credit=16384,
+    stream_credit=16384,
 )
 
 
@@ -94,8 +104,8 @@ def test_two_sides_come_to_an_agreement(codec: str, token: bytes | None) -> None
     ours, theirs = agreed(connecting), agreed(listening)
     assert (ours.version, ours.codec, ours.features) == (1, codec, frozenset())
     assert (theirs.version, theirs.codec, theirs.features) == (1, codec, frozenset())
-    assert ours.limits == RemoteLimits(1024 * 1024, 1024**3, 1024, 1024 * 1024)
-    assert theirs.limits == RemoteLimits(20_000, 30_000, 7, 40_000)
+    assert ours.limits == RemoteLimits(1024 * 1024, 1024**3, 1024, 1024 * 1024, 256 * 1024)
+    assert theirs.limits == RemoteLimits(20_000, 30_000, 7, 40_000, 50_000)
 
 
 def test_the_listening_side_waits_for_the_other() -> None:

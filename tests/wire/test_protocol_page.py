@@ -239,7 +239,19 @@ def listening_peer() -> Peer:
     async def log(text: str) -> None:
         pass
 
+    listen_to_streams(peer)
     return peer
+
+
+def listen_to_streams(peer: Peer) -> None:
+    @peer.on_request
+    async def squares(n: int) -> AsyncIterator[int]:
+        for number in range(n):
+            yield number * number
+
+    @peer.on_request
+    async def total(numbers: Any) -> int:
+        return sum([number async for number in numbers])
 
 
 async def talk(address: str, tap: Tap) -> None:
@@ -256,8 +268,15 @@ async def talk(address: str, tap: Tap) -> None:
             await session.request("wait", timeout=0)
         await tap.until(msgpack.packb([4, 11, 7, "cancelled by the caller", None]))
         assert await session.request("size", [b"sixteen bytes or"]) == 16
+        assert [square async for square in session.stream("squares", [3])] == [0, 1, 4]
+        assert await session.request("total", {"numbers": numbers()}) == 3
         await session.notify("log", {"text": "bye"})
         await session.ping()
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+    yield 2
 
 
 @contextlib.asynccontextmanager

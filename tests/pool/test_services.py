@@ -1,0 +1,187 @@
+"""``Pool(service=...)``: named handlers in every worker, by ``request`` and ``broadcast``."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from asyncipc import (
+    InvalidParams,
+    MethodNotFound,
+    PoolError,
+    Progress,
+    RemoteError,
+    RequestTimeout,
+    WorkerDied,
+    current_call,
+)
+from tests.pool import support
+from tests.pool.support import LIMIT, START_METHODS, Reports, Watch, in_workers, open_pool
+from tests.session.support import failure
+
+
+class Service:
+    """Handlers as a session's registry takes them, with a state of their own in each worker."""
+
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
+        self.made_in = os.getpid()
+
+    def add(self, number: int) -> int:
+        self.total += number
+        return self.total
+
+    def made_here(self) -> bool:
+        return self.made_in == os.getpid()
+
+    async def wait(self, address: bytes) -> str:
+        return await support.ask_async(address)
+
+    def fail(self) -> None:
+        raise LookupError("not in the service")
+
+    async def count(self, total: int) -> str:
+        for done in range(total):
+            await current_call().progress(done)
+        return "counted"
+
+    def leave(self, code: int) -> None:
+        os._exit(code)
+
+    def __handlers__(self) -> Iterator[Any]:
+        for function in (self.add, self.made_here, self.wait, self.fail, self.count, self.leave):
+            yield "request", function.__name__, function, {}
+        yield "request", "pid", support.pid, {}
+
+
+def make_service() -> Service:
+    return Service(100)
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@in_workers
+async def test_every_worker_has_a_service_of_its_own(start_method: str) -> None:
+    async with open_pool(2, service=Service, start_method=start_method) as pool:
+        assert await pool.broadcast("made_here") == [True, True]
+        pids = await pool.broadcast("pid")
+        assert pids == [worker.pid for worker in pool.workers]
+        totals = [await pool.request("add", {"number": 1}) for _ in range(10)]
+        assert await pool.broadcast("add", [0]) in ([10, 0], [5, 5], [0, 10])
+        assert len(totals) == 10
+        assert await pool.run(support.add, 1, 2) == 3
+
+
+async def test_an_object_or_what_makes_one() -> None:
+    async with open_pool(service=make_service) as pool:
+        assert await pool.request("add", 5) == 105
+        assert await pool.request("made_here")
+    async with open_pool(service=Service(7)) as pool:
+        assert await pool.request("add", 5) == 12
+        assert not await pool.request("made_here")
+
+
+async def test_what_makes_no_service_keeps_the_pool_from_opening() -> None:
+    with pytest.raises(PoolError, match=r"could not get ready.*expected an object with a __handle"):
+        async with open_pool(service=support.pid):
+            raise AssertionError("it is open")
+
+
+async def test_errors_of_a_service() -> None:
+    async with open_pool(service=Service) as pool:
+        with pytest.raises(MethodNotFound, match="there_is_none"):
+            await pool.request("there_is_none")
+        with pytest.raises(InvalidParams, match="number"):
+            await pool.request("add", {"number": "one"})
+        with pytest.raises(RemoteError, match="not in the service") as caught:
+            await pool.request("fail")
+        assert caught.value.type == "LookupError"
+        with pytest.raises(RemoteError, match="not in the service"):
+            await pool.broadcast("fail")
+        assert await pool.request("add", 1) == 1
+        assert pool.statistics().submitted == 0
+
+
+async def test_without_a_service_there_are_no_methods() -> None:
+    async with open_pool() as pool:
+        with pytest.raises(MethodNotFound):
+            await pool.request("add", 1)
+
+
+async def test_a_request_goes_to_the_worker_with_the_least_to_do(reports: Reports) -> None:
+    async with open_pool(2, service=Service) as pool:
+        task = pool.submit(support.ask, reports.address)
+        report = await reports.next("started")
+        [idle] = {worker.pid for worker in pool.workers} - {report.pid}
+        assert {await pool.request("pid") for _ in range(5)} == {idle}
+        reports.answer(report)
+        await task
+
+        waiting = [asyncio.create_task(pool.request("wait", [reports.address])) for _ in range(4)]
+        came = [await reports.next("started") for _ in waiting]
+        assert sorted(came.count(report) for report in came) == [1, 1, 1, 1]
+        pids = [report.pid for report in came]
+        assert sorted(map(pids.count, set(pids))) == [2, 2]
+        for report in came:
+            reports.answer(report, "done")
+        assert await asyncio.gather(*waiting) == ["done"] * 4
+
+
+async def test_requests_have_timeouts_and_progress(reports: Reports) -> None:
+    async with open_pool(service=Service) as pool:
+        came: list[Progress] = []
+        assert await pool.request("count", 5, on_progress=came.append) == "counted"
+        assert came == [Progress(done) for done in range(5)]
+        with pytest.raises(RequestTimeout):
+            await pool.request("wait", [reports.address], timeout=0.2)
+        await reports.next("started")
+        await reports.next("cancelled")
+        waiting = asyncio.create_task(pool.request("wait", [reports.address]))
+        await reports.next("started")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await reports.next("cancelled")
+
+
+async def test_a_worker_that_dies_fails_its_requests(reports: Reports) -> None:
+    watch = Watch()
+    async with open_pool(2, service=Service, **watch.options) as pool:
+        waiting = asyncio.create_task(pool.request("wait", [reports.address]))
+        report = await reports.next("started")
+        with pytest.raises(WorkerDied, match="'leave'") as caught:
+            await pool.request("leave", 3)
+        assert caught.value.exit_code == 3
+        reports.answer(report, "not hurt")
+        assert await waiting == "not hurt"
+        for _ in range(3):
+            await watch.next_started()
+        assert await pool.broadcast("add", 1) == [1, 1]
+
+
+async def test_a_request_waits_for_a_worker_to_come() -> None:
+    watch = Watch()
+    async with open_pool(service=Service, **watch.options) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.run(support.leave, 1)
+        async with asyncio.timeout(LIMIT):
+            assert await pool.request("add", 1) == 1
+
+
+async def test_leaving_the_block_waits_for_requests(reports: Reports) -> None:
+    async with open_pool(service=Service) as pool:
+        waiting = asyncio.create_task(pool.request("wait", [reports.address]))
+        report = await reports.next("started")
+        asyncio.get_running_loop().call_soon(reports.answer, report, "done")
+    assert await waiting == "done"
+
+
+async def test_without_drain_requests_under_way_are_ended(reports: Reports) -> None:
+    async with open_pool(service=Service, drain=False) as pool:
+        waiting = asyncio.create_task(pool.request("wait", [reports.address]))
+        await reports.next("started")
+        async with asyncio.timeout(LIMIT):
+            await pool.aclose()
+    await reports.next("cancelled")
+    assert isinstance(await failure(waiting), PoolError | asyncio.CancelledError)
