@@ -28,8 +28,8 @@ else:
 
 __all__ = ["Arrivals", "Unloaded"]
 
-# The window of descriptors, in multiples of `Limits.max_descriptors`: credit is given back when half
-# that number has gathered, so what is left of the window always suffices for one message.
+# The window of descriptors, in multiples of `Limits.max_descriptors`: credit is given back when
+# half that number has gathered, so what is left of the window always suffices for one message.
 WINDOW: Final = 2
 
 

@@ -176,7 +176,7 @@ class Exchange:
         """The other side closes: what it has not taken by ``last_id`` it will not start."""
         self.outbox.accepts_calls = False
         self.calls.refuse_after(last_id)
-        self.calls.fail_waiting(make_error)
+        self.calls.slots.fail_waiting(make_error)
         self.notifications.gate.fail(make_error)
 
     def lose_answers(self, make_error: MakeError) -> None:
@@ -212,7 +212,7 @@ class Exchange:
 
     def _room_again(self) -> None:
         self.dispatch.progress.room_again()
-        self.calls.update_gates()
+        self.calls.slots.update()
         self.notifications.gate.update()
         self.streams.room_again()
 

@@ -5,12 +5,20 @@ Layer 2, inside the session. Above: the outbox. Below: wire.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
 
 from asyncipc.session.placing import Cargo, Placing
 from asyncipc.transport.base import Buffer
+from asyncipc.wire.attachments import Attachment
+from asyncipc.wire.framing import frame_header
+from asyncipc.wire.messages import BEGIN, PART
 from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
 
 __all__ = ["Lanes", "Transfer"]
+
+# Bytes of one part. Measured: smaller parts cost bulk throughput, larger ones make a ping wait.
+PART_SIZE: Final = 256 * 1024
 
 
 class Transfer:
@@ -101,6 +109,34 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
         transfer.number = self._last_number
         return transfer.number
 
+    def next_frame(
+        self,
+        transfer: Transfer,
+        region: list[int] | None,
+        encode: Callable[[list[Any], list[Attachment]], bytes],
+        max_frame: int,
+    ) -> tuple[list[Buffer], int, Sequence[int]]:
+        """The frame with the next part of a transfer.
+
+        :param region: where the part is, if not in the stream
+        :returns: the pieces of the frame, how many bytes of the transfer are in it, and the
+            descriptors that go with it
+        """
+        outgoing = transfer.outgoing
+        descriptors: Sequence[int] = ()
+        if transfer.number:
+            head: list[Any] = [PART, transfer.number, *([] if region is None else [region])]
+        else:
+            head = [BEGIN, self.begin(transfer), outgoing.lengths]
+            if transfer.cargo is not None:
+                head[2], descriptors = transfer.cargo.lengths, transfer.cargo.leaves()
+        envelope = encode(head, [])
+        part: list[memoryview] = []
+        if region is None:
+            part = outgoing.next_part(min(PART_SIZE, max_frame - len(envelope)))
+        size = sum(map(len, part))
+        return [frame_header(len(envelope), size) + envelope, *part], size, descriptors
+
     def drop(self, message: bytes, lane: int) -> bool:
         """Take away a message that waits behind a transfer; False if it does so no longer."""
         for position, waiting in enumerate(self.get(lane, ())):
@@ -118,6 +154,16 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
             if waiting is item:
                 return found
         return None
+
+    def when_left(self, item: bytes | Transfer, lane: int, callback: Callable[[], None]) -> None:
+        """Call back when nothing holds back any longer what may still be retracted."""
+        transfer = self.carrier(item, lane)
+        if transfer is None:
+            callback()
+        else:
+            # Asked again then: what was dropped may have stood behind others.
+            again = partial(self.when_left, item, lane, callback)
+            transfer.done = partial(_call_both, transfer.done, again)
 
     def leave(self, transfer: Transfer) -> list[bytes]:
         """Take away the first transfer of a lane, which has left or was dropped.
@@ -153,6 +199,12 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
             return True
         begun = sum(1 for line in self.values() if _first(line).number)
         return begun < MAX_TRANSFERS and self._begun_size + transfer.outgoing.size <= max_message
+
+
+def _call_both(first: Callable[[], object] | None, second: Callable[[], object]) -> None:
+    if first is not None:
+        first()
+    second()
 
 
 def _first(line: deque[bytes | Transfer]) -> Transfer:

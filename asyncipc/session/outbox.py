@@ -25,7 +25,7 @@ from asyncipc.session.sinks import NOWHERE, DescriptorSink, Sink
 from asyncipc.wire.attachments import Attachment, NoDescriptors
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.framing import frame_header
-from asyncipc.wire.messages import BEGIN, PART, RETRACT
+from asyncipc.wire.messages import RETRACT
 
 __all__ = ["Outbox"]
 
@@ -43,9 +43,6 @@ BATCH_COUNT: Final = 16
 
 # Nobody waits for notifications, so they gather until the turn or the batch is full.
 NOTIFICATION_BATCH: Final = 4096
-
-# Bytes of one part. Measured: smaller parts cost bulk throughput, larger ones make a ping wait.
-PART_SIZE: Final = 256 * 1024
 
 # What one turn of the loop may write before others get their turn.
 TURN_SIZE: Final = 2 * 1024 * 1024
@@ -274,14 +271,8 @@ class Outbox:
             self.retract(item, lane)
 
     def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], None]) -> None:
-        """Call back when nothing holds back any longer what may still be retracted."""
-        transfer = self._lanes.carrier(item, lane)
-        if transfer is None:
-            callback()
-        else:
-            # Asked again then: what was dropped may have stood behind others.
-            again = partial(self.when_left, item, lane, callback)
-            transfer.done = partial(_call_both, transfer.done, again)
+        """See `Lanes.when_left`."""
+        self._lanes.when_left(item, lane, callback)
 
     def written(self) -> None:
         """The transport has taken what it kept."""
@@ -421,29 +412,18 @@ class Outbox:
 
         :param region: where the next ``shared`` bytes are, if not in the stream
         """
-        outgoing = transfer.outgoing
-        descriptors: Sequence[int] = ()
-        if transfer.number:
-            head: list[Any] = [PART, transfer.number, *([] if region is None else [region])]
-        else:
-            head = [BEGIN, self._lanes.begin(transfer), outgoing.lengths]
-            if transfer.cargo is not None:
-                head[2], descriptors = transfer.cargo.lengths, transfer.cargo.leaves()
-        envelope = self._encode(head, [])
-        part: list[memoryview] = []
-        if region is None:
-            part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
-        size = sum(map(len, part))
+        frame, size, descriptors = self._lanes.next_frame(
+            transfer, region, self._encode, self._max_frame
+        )
         self.size -= size + shared
-        frame = frame_header(len(envelope), size) + envelope
         if descriptors:
             sink = cast("DescriptorSink", self._sink)
-            self.is_blocked = not sink.write_with_descriptors([frame, *part], descriptors)
+            self.is_blocked = not sink.write_with_descriptors(frame, descriptors)
         else:
-            self.is_blocked = not self._sink.write([frame, *part])
-        if outgoing.finished:
+            self.is_blocked = not self._sink.write(frame)
+        if transfer.outgoing.finished:
             self._finish(transfer)
-        return len(frame) + size
+        return len(frame[0]) + size
 
     def _finish(self, transfer: Transfer) -> None:
         """A transfer has left or was dropped: what stands behind it in its lane may go."""
@@ -452,12 +432,6 @@ class Outbox:
             self._on_written.append(transfer.end)  # the transport still reads the buffers
         else:
             transfer.end()
-
-
-def _call_both(first: Callable[[], object] | None, second: Callable[[], object]) -> None:
-    if first is not None:
-        first()
-    second()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -401,7 +401,7 @@ class Session:
             items_received=exchange.streams.items_received,
             stalls=exchange.streams.stalls,
             pending=len(calls.pending),
-            queued=calls.queued + sender.gate.waiting,
+            queued=calls.slots.queued + sender.gate.waiting,
             running=len(dispatch.running) + len(receiver.running),
             outbox_size=exchange.outbox.size,
             descriptors_sent=0 if placing is None else placing.descriptors_sent,
