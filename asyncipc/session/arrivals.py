@@ -40,11 +40,12 @@ class Unloaded:
     :ivar size: bytes in shared memory
     """
 
-    __slots__ = ("_arrivals", "_count", "attached", "size")
+    __slots__ = ("_arrivals", "_count", "_descriptors", "attached", "size")
 
     def __init__(self, arrivals: "Arrivals") -> None:
         self._arrivals = arrivals
         self._count = 0  # of descriptors
+        self._descriptors: list[Fd] = []  # those that are attachments
         self.attached: dict[int, Attached] = {}
         self.size: int = 0
 
@@ -52,6 +53,11 @@ class Unloaded:
         """Take descriptors that have come for this message."""
         self._count = count
         return self._arrivals.claim(count)
+
+    def add_attached(self, at: int, descriptor: Fd) -> None:
+        """A segment is this descriptor."""
+        self.attached[at] = descriptor
+        self._descriptors.append(descriptor)
 
     def finish(self, *, dropped: bool) -> None:
         """The message is complete, or will never be."""
@@ -62,9 +68,8 @@ class Unloaded:
 
     def close_descriptors(self) -> None:
         """Nobody will take them."""
-        for attached in self.attached.values():
-            if isinstance(attached, Fd):
-                attached.close()
+        for descriptor in self._descriptors:
+            descriptor.close()
 
 
 class Held:
@@ -212,7 +217,7 @@ class Arrivals:
         try:
             for at, entry in entries:
                 if entry is None:
-                    beside.attached[at] = descriptors.popleft()
+                    beside.add_attached(at, descriptors.popleft())
                     continue
                 if len(entry) == 1:
                     with descriptors.popleft() as memfd:

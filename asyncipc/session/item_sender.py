@@ -9,12 +9,15 @@ Layer 2, inside the session. Below: the outbox, wire.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
 from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
+from asyncipc.session.placing import close_given, has_descriptors
+from asyncipc.wire.arrays import is_array
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import END, ITEMS
@@ -39,7 +42,12 @@ FIRST_ITEMS: Final = 32
 
 # Text or bytes of this length are sent without waiting for more.
 LARGE_ITEM: Final = 4 * 1024
-SIZED: Final = frozenset({str, bytes, bytearray, memoryview})
+SIZED: Final = frozenset({str, bytes})
+
+# So is what its owner may fill anew or close when asked for the next item: buffers, and what has a
+# file descriptor. These are neither, and are many.
+PLAIN: Final = frozenset({int, float, dict, list, tuple})
+BUFFERS: Final = frozenset({bytearray, memoryview})
 
 
 class CallOver(Exception):
@@ -111,7 +119,10 @@ class ItemSender:
         """
         values = self._values
         values.append(value)
-        if len(values) >= self._batch or (value.__class__ in SIZED and len(value) >= LARGE_ITEM):
+        kind = value.__class__
+        if len(values) >= self._batch or (
+            len(value) >= LARGE_ITEM if kind in SIZED else kind not in PLAIN and _is_lent(kind)
+        ):
             self.flush()
             return True
         if not self._scheduled:
@@ -147,6 +158,9 @@ class ItemSender:
                 data, attachments = self._encoded(values)
                 if len(data) > LARGEST_MESSAGE and len(values) > 1:
                     self._batch = max(1, len(values) * MESSAGE_SIZE // len(data))
+                    continue
+                if len(values) > 1 and has_descriptors(attachments):
+                    self._batch = 1  # so that who does not read a message knows what to close
                     continue
                 self._put(values, data, attachments)
             except (EncodeError, FrameTooLarge) as error:
@@ -228,6 +242,8 @@ class ItemSender:
         if self._error is None:
             self._error = error
         self._credit = 0
+        if self._values and self._side.outbox.placing is not None:
+            self._give_away()
         self._values.clear()
         self.wake()
 
@@ -246,6 +262,11 @@ class ItemSender:
         if self._credit > 0:
             self.flush()
             self.wake()
+
+    def _give_away(self) -> None:
+        """What was gathered is the other side's to close, and will not get there."""
+        with contextlib.suppress(EncodeError):
+            close_given(self._encoded(self._values)[1])
 
     def _encoded(self, values: list[Any]) -> tuple[bytes, list[Attachment]]:
         attachments: list[Attachment] = []
@@ -269,3 +290,7 @@ class ItemSender:
         self._credit -= cost
         self._costs.append(cost)
         self._side.items_sent += len(values)
+
+
+def _is_lent(kind: type) -> bool:
+    return kind in BUFFERS or hasattr(kind, "fileno") or is_array(kind)

@@ -25,7 +25,7 @@ else:
     fd = LazyModule("asyncipc.transport.fd")
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
-__all__ = ["Cargo", "Placing", "measure", "place"]
+__all__ = ["Cargo", "Placing", "close_given", "has_descriptors", "measure", "place"]
 
 # Bytes copied into the arena before others get their turn.
 COPY_SIZE: Final = 1024 * 1024
@@ -221,7 +221,7 @@ class Placing:
             raise
         if len(stream) == len(segments):
             return stream, None
-        _close_given(segments)
+        close_given(segments)
         if cargo.descriptors:
             self._ask()
         return stream, cargo
@@ -365,7 +365,12 @@ def measure(attachments: Sequence[Attachment]) -> tuple[int, int]:
     return size, descriptors
 
 
-def _close_given(segments: Sequence[Attachment]) -> None:
+def has_descriptors(attachments: Sequence[Attachment]) -> bool:
+    """Whether not all of them are buffers."""
+    return any(hasattr(attachment, "fileno") for attachment in attachments)
+
+
+def close_given(segments: Sequence[Attachment]) -> None:
     """Whoever sends an `Fd` gives it away."""
     for segment in segments:
         if type(segment) is fd.Fd:
@@ -374,7 +379,7 @@ def _close_given(segments: Sequence[Attachment]) -> None:
 
 def _nothing_sent(segments: Sequence[Attachment]) -> list[Buffer]:
     """The buffers, for an outbox that sends nothing any more."""
-    _close_given(segments)
+    close_given(segments)
     return [segment for segment in segments if not hasattr(segment, "fileno")]
 
 

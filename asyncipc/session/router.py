@@ -167,7 +167,7 @@ class Router:
         try:
             decoded = self._decode_segments(segments)
             dropped = self._count_dropped()
-            self._route(decoded, size)
+            self._route(decoded, size, beside.close_descriptors)
             taken = self._count_dropped() == dropped and not isinstance(decoded, BrokenMessage)
         finally:
             beside.finish(dropped=not taken)
@@ -181,8 +181,11 @@ class Router:
             + self.ignored
         )
 
-    def _route(self, decoded: list[Any], size: int) -> None:
-        """Hand over one message, or each of a batch; the three commonest kinds first."""
+    def _route(self, decoded: list[Any], size: int, drop: Callable[[], None] | None = None) -> None:
+        """Hand over one message, or each of a batch; the three commonest kinds first.
+
+        :param drop: closes the descriptors that came with it
+        """
         incoming = self._incoming_notifications
         before = incoming.received
         batch = decoded if isinstance(decoded[0], list) else (decoded,)
@@ -196,7 +199,8 @@ class Router:
                 self._notified(message)
             elif kind == ITEMS:
                 check_fields(message)
-                self._streams.receive(message, size, alone=batch is not decoded)
+                alone = batch is not decoded
+                self._streams.receive(message, size, drop if alone else None, alone=alone)
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:

@@ -93,6 +93,10 @@ class Beside(Protocol):
         """The message is complete, or will never be."""
         ...
 
+    def close_descriptors(self) -> None:
+        """Nobody takes them, after all."""
+        ...
+
 
 class _Incoming:
     """One unfinished message: takes bytes, fills segment after segment."""

@@ -1,9 +1,11 @@
 """File descriptors in messages: who owns them, in what order they come, and that none is left."""
 
 import asyncio
+import gc
 import os
 import socket
 import tempfile
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from asyncipc import (
     Session,
 )
 from asyncipc.wire.messages import DESCRIPTORS
-from tests.session.support import Journal, RawPeer, failure, joined, settled, talking, until
+from tests.session.support import KIB, Journal, RawPeer, failure, joined, settled, talking, until
 
 
 def pipe_with(data: bytes) -> Fd:
@@ -281,6 +283,128 @@ async def test_too_many_for_one_message() -> None:
         assert not any(fd.closed for fd in fds)
         assert await session.request("read", fds[1:]) == [b"x", b"x"]
         fds[0].close()
+
+
+# -- in streams --------------------------------------------------------------------------------
+
+
+async def test_descriptors_as_items() -> None:
+    """More of them than may be under way at once, among items without any."""
+    peer, count = Peer(), 300
+
+    @peer.on_request
+    async def pipes() -> AsyncIterator[Any]:
+        for number in range(count):
+            yield {"number": number, "fd": pipe_with(b"%d" % number)} if number % 3 else number
+
+    async with talking(peer) as session, session.stream("pipes") as items:
+        number = 0
+        async for item in items:
+            if number % 3:
+                assert contents(item["fd"]) == b"%d" % item["number"]
+            else:
+                assert item == number
+            number += 1
+        assert number == count
+        assert session.statistics().descriptors_received == count - count // 3
+
+
+async def test_descriptors_in_uploads_and_channels() -> None:
+    peer = Peer()
+
+    @peer.on_request
+    async def read(fds: AsyncIterable[Fd]) -> list[bytes]:
+        return [contents(fd) async for fd in fds]
+
+    @peer.on_request
+    async def swap(call: Call) -> None:
+        async with call.channel() as channel:
+            async for fd in channel:
+                await channel.send(pipe_with(contents(fd)[::-1]))
+
+    async def fds() -> AsyncIterator[Any]:
+        yield pipe_with(b"one")
+        with pipe_with(b"two").as_file() as file:
+            yield file  # lent until the next is asked for
+        assert file.closed
+
+    async with talking(peer) as session:
+        assert await session.request("read", {"fds": fds()}) == [b"one", b"two"]
+        async with session.channel("swap") as channel:
+            fd = pipe_with(b"abc")
+            await channel.send(fd)
+            assert fd.closed
+            assert contents(await channel.receive()) == b"cba"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_stream_left_early_leaves_no_descriptor(ends: bool) -> None:
+    """Those that were not read, and those that were not sent, are closed without a warning."""
+    peer, given = Peer(), Journal()
+
+    @peer.on_request
+    async def pipes() -> AsyncIterator[Fd]:
+        for _ in range(10):
+            fd = pipe_with(b"x")
+            given.append(fd)
+            yield fd
+        if not ends:
+            await asyncio.Event().wait()
+
+    async with joined(Peer(), peer) as (session, other):
+        async with session.stream("pipes") as fds:
+            assert contents(await anext(fds)) == b"x"
+            await until(lambda: session.statistics().descriptors_received == 10, session, other)
+        await until(lambda: not other.statistics().running, session, other)
+        stream = session.stream("pipes")
+        assert contents(await anext(stream)) == b"x"
+        await until(lambda: session.statistics().descriptors_received == 20, session, other)
+        await until(lambda: session.statistics().pending == (not ends), session, other)
+        del stream
+        gc.collect()
+        await until(lambda: not other.statistics().running, session, other)
+        assert all(fd.closed for fd in given)
+
+
+async def test_items_that_wait_for_credit_are_given_away() -> None:
+    """The reader takes nothing, and leaves; what was gathered behind the credit is closed."""
+    given = Journal()
+    peer = Peer(limits=Limits(stream_credit=16 * KIB))
+
+    @peer.on_request
+    async def pipes() -> AsyncIterator[Any]:
+        while True:
+            fd = pipe_with(b"x")
+            given.append(fd)
+            yield [fd, "x" * 1000]
+
+    reader = Peer(limits=Limits(stream_credit=16 * KIB))
+    async with joined(reader, peer) as (session, other):
+        async with session.stream("pipes") as items:
+            [fd, _] = await anext(items)
+            assert contents(fd) == b"x"
+            await until(lambda: other.statistics().stalls, session, other)
+            assert not given[-1].closed
+        await until(lambda: not other.statistics().running, session, other)
+        assert given[-1].closed
+
+
+async def test_an_item_with_a_descriptor_that_cannot_be_sent() -> None:
+    peer = Peer()
+
+    @peer.on_request
+    async def pipes() -> AsyncIterator[Any]:
+        yield "first"
+        with pipe_with(b"x") as fd:
+            yield fd
+            raise AssertionError("not reached")
+
+    async with talking(peer, "memory") as session:
+        stream = session.stream("pipes")
+        assert await anext(stream) == "first"
+        error = await failure(anext(stream))
+        assert isinstance(error, RemoteError)
+        assert "unix socket" in str(error)
 
 
 # -- what nobody takes -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy
@@ -216,6 +217,50 @@ async def test_what_a_receiver_wrote_is_not_there_in_the_next_message() -> None:
             assert await session.request("scribble", [array]) == value * MIB
             await all_returned(session)
         assert session.statistics().shared_bytes_sent == 5 * MIB
+
+
+async def test_arrays_as_items() -> None:
+    """Large ones through shared memory, within the credit of the stream; each its own."""
+    peer = Peer()
+
+    @peer.on_request
+    async def frames() -> AsyncIterator[Any]:
+        frame = numpy.zeros(300 * KIB, numpy.uint8)
+        for number in range(10):
+            frame[:] = number  # the one before was handed over when this is asked for
+            yield frame
+            yield numpy.full(3, number)
+
+    async with joined(Peer(), peer) as (session, other):
+        number = 0
+        async with session.stream("frames") as items:
+            async for large in items:
+                small = await anext(items)
+                assert (large == number).all()
+                assert (small == number).all()
+                assert large.flags.writeable
+                large[:] = 255
+                number += 1
+        del large
+        assert number == 10
+        assert other.statistics().shared_bytes_sent == 10 * 300 * KIB
+        assert other.statistics().stalls
+        await all_returned(session, other)
+
+
+@pytest.mark.parametrize("make", [bytearray, lambda size: memoryview(bytearray(size))])
+async def test_a_buffer_filled_anew_for_each_item(make: Any) -> None:
+    peer = Peer()
+
+    @peer.on_request
+    async def blocks() -> AsyncIterator[Any]:
+        block = make(10)
+        for number in range(10):
+            block[0] = number
+            yield block
+
+    async with talking(peer, "memory") as session, session.stream("blocks") as items:
+        assert [item[0] async for item in items] == list(range(10))
 
 
 async def test_views_outlive_the_session() -> None:
