@@ -33,6 +33,7 @@ __all__ = [
     "HasFileno",
     "NoDescriptors",
     "SharedMemory",
+    "Writable",
     "as_attachment",
     "check_attach_above",
 ]
@@ -92,6 +93,18 @@ class NoDescriptors(list[Attachment]):
     """A list for attachments in which file descriptors are refused, with the path to them."""
 
     __slots__ = ()
+
+
+class Writable:
+    """A buffer that is to arrive as one which may be written to, in memory of the receiver's own.
+
+    For layers above that make values of buffers themselves. (A memoryview arrives read-only.)
+    """
+
+    __slots__ = ("buffer",)
+
+    def __init__(self, buffer: memoryview) -> None:
+        self.buffer = buffer
 
 
 class AttachmentError(DecodeError):

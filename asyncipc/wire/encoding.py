@@ -21,6 +21,7 @@ from asyncipc.wire.attachments import (
     Attachment,
     Buffer,
     NoDescriptors,
+    Writable,
     as_attachment,
 )
 from asyncipc.wire.paths import PathError, describe
@@ -214,6 +215,11 @@ class Flattener:
             content = self.flat_bytes(bytes(data))
         return self.wrap(ARRAY, [*self.flat(head), content])
 
+    def _writable(self, buffer: memoryview) -> Any:
+        if not self._is_put_aside(buffer.nbytes):
+            return self._row(bytearray(buffer))
+        return self._placeholder(as_attachment(buffer), ARRAY.name)
+
     def _descriptor(self, value: Any) -> Any:
         """A placeholder for an object with a file descriptor, which must be open."""
         name = type(value).__qualname__
@@ -259,6 +265,8 @@ class Flattener:
         """Of a type that nobody registered."""
         if is_array(kind):
             return self._array(value)
+        if kind is Writable:
+            return self._writable(value.buffer)
         if callable(getattr(kind, "fileno", None)):
             return self._descriptor(value)
         raise PathError(_advice(kind))
