@@ -24,6 +24,7 @@ from asyncipc.pool.payload import (
 )
 from asyncipc.session.context import current_call
 from asyncipc.session.dispatch import Dispatch, nothing_new
+from asyncipc.session.outbox import Outbox
 
 __all__ = ["Generators"]
 
@@ -38,15 +39,20 @@ DECAY: Final = 0.8
 class Generators:
     """The streams of a worker.
 
-    :param dispatch: of the session with the application
+    :param dispatch: of the session with the application; so is ``outbox``
     :param look: reads what has come from there, without waiting
     :param is_ending: whether this process was asked to end
     """
 
     def __init__(
-        self, dispatch: Dispatch, look: Callable[[], None], is_ending: Callable[[], bool]
+        self,
+        dispatch: Dispatch,
+        outbox: Outbox,
+        look: Callable[[], None],
+        is_ending: Callable[[], bool],
     ) -> None:
         self._dispatch = dispatch
+        self._outbox = outbox
         self._look = look
         self._is_ending = is_ending
         self._functions = FunctionCache()
@@ -105,7 +111,9 @@ class Generators:
                 slowest = max(slowest * DECAY, perf_counter() - began)
                 yield item
                 if slowest >= QUICK * DECAY:
-                    await asyncio.sleep(0)  # what it gave leaves before it goes on
+                    # What it gave leaves before it goes on: into the outbox, and out.
+                    await asyncio.sleep(0)
+                    self._outbox.flush()
         finally:
             if inspect.isgenerator(items):
                 items.close()

@@ -154,7 +154,9 @@ class _Worker:
         session = Session(transport, Role.LISTENING, new_settings(), self._handlers)
         exchange = session.connection.exchange
         self._jobs = Jobs(exchange.dispatch, transport.read_available, self._is_ending)
-        generators = Generators(exchange.dispatch, transport.read_available, self._is_ending)
+        generators = Generators(
+            exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
+        )
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         for method in (RUN, MAP):
