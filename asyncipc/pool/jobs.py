@@ -233,13 +233,12 @@ def _each(function: Callable[[Any], Any], items: tuple[Any, ...], check: Callabl
         async, a coroutine of the same
     """
     results: list[Any] = []
-    append = results.append
     try:
-        for item in items:
-            result = function(item)
-            if inspect.iscoroutine(result):
-                return _each_awaited(function, result, items[1:], check)
-            append(result)
+        first = function(items[0])
+        if inspect.iscoroutine(first):
+            return _each_awaited(function, first, items[1:], check)
+        results.append(first)
+        results.extend(map(function, items[1:]))  # what came before a failure stays in it
     except BaseException as error:  # noqa: BLE001 - see Jobs._begin
         check()
         return results, dump_failure(error)
