@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from asyncipc.pool.link import Worker
     from asyncipc.pool.pool import Pool
     from asyncipc.pool.statistics import PoolStatistics
+    from asyncipc.pool.stream import PoolStream
     from asyncipc.pool.task import PoolTask
     from asyncipc.runner import run
     from asyncipc.session.channel import Channel, ChannelBroken, ChannelClosed, ChannelEnded
@@ -94,6 +95,7 @@ __all__ = [
     "PoolClosed",
     "PoolError",
     "PoolStatistics",
+    "PoolStream",
     "PoolTask",
     "Progress",
     "ProtocolError",
@@ -162,6 +164,7 @@ _MODULES = {
     "asyncipc.pool.link": ("Worker",),
     "asyncipc.pool.pool": ("Pool",),
     "asyncipc.pool.statistics": ("PoolStatistics",),
+    "asyncipc.pool.stream": ("PoolStream",),
     "asyncipc.pool.task": ("PoolTask",),
     "asyncipc.runner": ("run",),
     "asyncipc.session.channel": ("Channel", "ChannelBroken", "ChannelClosed", "ChannelEnded"),

@@ -141,7 +141,9 @@ class Engine:
         timeout: float | DefaultTimeout | None,
         retries: int,
         on_progress: OnProgress | None = None,
-    ) -> PoolTask[Any]:
+        *,
+        kind: type[PoolTask[Any]] = PoolTask,
+    ) -> Any:
         """Have a worker do it, as soon as one may."""
         if self._loop is None or self._closing is not None:
             raise self._closed()
@@ -153,7 +155,7 @@ class Engine:
         if retries:
             check_count("retries", retries)
         counts = self._counts
-        task: PoolTask[Any] = PoolTask(
+        task = kind(
             self._loop,
             counts.submitted,
             work,

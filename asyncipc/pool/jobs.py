@@ -29,15 +29,16 @@ from asyncipc.pool.payload import (
 )
 from asyncipc.process.usage import private_memory
 from asyncipc.session.context import Call, serving
-from asyncipc.session.dispatch import Dispatch
+from asyncipc.session.dispatch import Dispatch, nothing_new
 from asyncipc.session.reporting import Pace
 
-__all__ = ["FAILURE", "MAP", "RESULT", "RUN", "Jobs"]
+__all__ = ["FAILURE", "MAP", "RESULT", "RUN", "STREAM", "Jobs"]
 
-# The methods of a worker. The first parameter of both is the function's pickle; behind it stand, as
+# The methods of a worker. The first parameter of each is the function's pickle; behind it stand, as
 # `payload.dump` makes them, the arguments of one call, or the items of many.
 RUN: Final = "run"
 MAP: Final = "map"
+STREAM: Final = "stream"
 
 # How an answer begins: with this and the seconds it took. Behind it stands a value as `dump` makes
 # it, or what `dump_failure` makes.
@@ -141,7 +142,7 @@ class Jobs:
             return
         finally:
             self._is_running = False
-            self._dispatch.look = _nothing_new
+            self._dispatch.look = nothing_new
         if inspect.iscoroutine(result):
             job.task = asyncio.Task(
                 self._await(job, result, began), loop=self._loop, context=context
@@ -235,13 +236,12 @@ def _each(function: Callable[[Any], Any], items: tuple[Any, ...], check: Callabl
         async, a coroutine of the same
     """
     results: list[Any] = []
-    append = results.append
     try:
-        for item in items:
-            result = function(item)
-            if inspect.iscoroutine(result):
-                return _each_awaited(function, result, items[1:], check)
-            append(result)
+        first = function(items[0])
+        if inspect.iscoroutine(first):
+            return _each_awaited(function, first, items[1:], check)
+        results.append(first)
+        results.extend(map(function, items[1:]))  # what came before a failure stays in it
     except BaseException as error:  # noqa: BLE001 - see Jobs._begin
         check()
         return results, dump_failure(error)
@@ -270,10 +270,6 @@ async def _each_awaited(
 def _kind(value: Any) -> str:
     kind = type(value)
     return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
-
-
-def _nothing_new() -> None:
-    """The loop reads by itself."""
 
 
 def _ignore(_size: int) -> None:

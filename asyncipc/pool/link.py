@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from asyncipc.errors import (
     IPCError,
@@ -21,7 +21,8 @@ from asyncipc.errors import (
     TaskTimeout,
     WorkerDied,
 )
-from asyncipc.pool.jobs import RESULT
+from asyncipc.pool.jobs import RESULT, STREAM
+from asyncipc.pool.payload import dump
 from asyncipc.pool.roster import Seat, WorkerState
 from asyncipc.pool.starting import Started
 from asyncipc.pool.task import PoolTask
@@ -67,7 +68,8 @@ class Assignment:
         return self.has_ended
 
     def set_result(self, answer: list[Any], /) -> None:
-        """The worker answered."""
+        """The worker answered; with nothing where what it had to say were items."""
+        answer = answer or _NO_RESULT
         task = self._end(answer[1])
         if task is None:
             return
@@ -165,7 +167,7 @@ class Link:
         self.seat.take(exclusive=work.exclusive, quick=quick)
         self._assigned.append(assignment)
         timeout = None if task.deadline is None else max(0.0, task.deadline - monotonic())
-        metadata = None if work.context is None else {"context": work.context}
+        metadata = work.metadata
         try:
             assignment.answer_id = self._calls.begin(
                 assignment, work.method, work.params, timeout, metadata=metadata
@@ -181,8 +183,7 @@ class Link:
             assignment.set_exception(error)
             return
         task.holder = self
-        if task.wants_progress:
-            self.watch(task)
+        task.begun(self._calls, assignment.answer_id)
 
     def watch(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.task.Holder`."""
@@ -219,6 +220,8 @@ class Link:
     def ended(self, assignment: Assignment, seconds: float) -> None:
         """A task that the worker had is over."""
         self._calls.unwatch(assignment.answer_id)
+        if assignment.work.method == STREAM:
+            self._calls.streams.remove(assignment.answer_id)
         if self._ladders:
             ladder = self._ladders.pop(assignment, None)
             if ladder is not None:
@@ -334,6 +337,9 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.number} pid {self.pid} {self.state}>"
+
+
+_NO_RESULT: Final = [RESULT, 0.0, *dump(None)]
 
 
 def timed_out(task: PoolTask[Any]) -> TaskTimeout:

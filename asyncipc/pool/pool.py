@@ -16,6 +16,7 @@ from asyncipc.pool.link import Worker
 from asyncipc.pool.mapping import map_items
 from asyncipc.pool.options import PoolOptions, StartMethod, check_count
 from asyncipc.pool.statistics import PoolStatistics
+from asyncipc.pool.stream import PoolStream, StreamTask
 from asyncipc.pool.task import PoolTask
 from asyncipc.pool.work import Packer, is_async
 from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
@@ -235,7 +236,8 @@ class Pool:
         :raises EncodeError, PoolClosed, Busy: as `run`, but at once
         """
         work = self._packer.pack_call(function, args, kwargs)
-        return self._engine.give(work, timeout, retries, on_progress)
+        task: PoolTask[Any] = self._engine.give(work, timeout, retries, on_progress)
+        return task
 
     def map(
         self,
@@ -270,11 +272,41 @@ class Pool:
         check_count("retries", retries)
 
         def submit(chunk: tuple[Item, ...]) -> PoolTask[Any]:
-            return self._engine.give(self._packer.pack_chunk(function, chunk), limit, retries)
+            work = self._packer.pack_chunk(function, chunk)
+            task: PoolTask[Any] = self._engine.give(work, limit, retries)
+            return task
 
         return map_items(
             submit, items, workers=self._engine.count, ordered=ordered, chunk_size=chunk_size
         )
+
+    def stream(
+        self,
+        function: Callable[..., AsyncIterable[Item] | Iterable[Item]],
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> PoolStream[Item]:
+        """The items that a generator gives in a worker; ``async with`` or a plain ``async for``.
+
+        Nothing is started before that. The generator is at most its credit ahead of the reader
+        (`Limits.stream_credit`, in bytes), and has a worker to itself, or shares one with other
+        async functions, until it ends.
+
+        :param function: a generator function, plain or ``async def``, or another that returns an
+            iterable; and its arguments, as with `run`
+        :param timeout: seconds for all of it; None: no limit
+        :raises EncodeError: function or arguments cannot be pickled
+        """
+        limit = check_timeout(timeout)
+        work = self._packer.pack_stream(function, args, kwargs)
+
+        def start() -> StreamTask:
+            task: StreamTask = self._engine.give(work, limit, 0, kind=StreamTask)
+            return task
+
+        return PoolStream(start)
 
     # -- services --------------------------------------------------------------------------
 

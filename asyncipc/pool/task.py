@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from asyncipc.errors import DecodeError
 from asyncipc.pool.payload import Failure, load, load_failure
 from asyncipc.pool.work import Work
+from asyncipc.session.calls import Calls
 from asyncipc.session.context import Progress
 from asyncipc.session.progress import OnProgress, ProgressRelay
 
@@ -166,9 +167,14 @@ class PoolTask(Generic[Result]):
     # -- for who has it --------------------------------------------------------------------
 
     @property
-    def wants_progress(self) -> bool:
-        """Whether anybody looks at its progress."""
-        return self._relay is not None or bool(self._readers)
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it belongs to."""
+        return self._future.get_loop()
+
+    def begun(self, calls: Calls, answer_id: int) -> None:
+        """A worker has it: its call has begun, and will end with this id."""
+        if self._relay is not None or self._readers:
+            calls.watch(answer_id, self.update)
 
     def update(self, progress: Progress) -> None:
         """Progress came."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncipc.pool.context_variables import VariableNames, dump_context
-from asyncipc.pool.jobs import MAP, RUN
+from asyncipc.pool.jobs import MAP, RUN, STREAM
 from asyncipc.pool.payload import (
     MAX_FUNCTIONS,
     dump_arguments,
@@ -26,20 +26,26 @@ class Work:
 
     :ivar method: `asyncipc.pool.jobs.RUN` or ``MAP``
     :ivar params: what the worker gets with it; the first is the function's pickle
-    :ivar context: context variables, pickled, or None
+    :ivar metadata: what goes along: context variables, and that items are wanted; or None
     :ivar name: the function, for errors
     :ivar exclusive: it is a plain function, which needs a worker to itself
     :ivar key: what its duration is remembered under, or None where that tells nothing
     """
 
-    __slots__ = ("context", "exclusive", "key", "method", "name", "params")
+    __slots__ = ("exclusive", "key", "metadata", "method", "name", "params")
 
     def __init__(
-        self, method: str, params: list[Any], context: bytes | None, name: str, *, exclusive: bool
+        self,
+        method: str,
+        params: list[Any],
+        metadata: dict[str, Any] | None,
+        name: str,
+        *,
+        exclusive: bool,
     ) -> None:
         self.method = method
         self.params = params
-        self.context = context
+        self.metadata = metadata
         self.name = name
         self.exclusive = exclusive
         self.key: bytes | None = params[0] if method == RUN else None
@@ -66,11 +72,21 @@ class Packer:
         """A call with each of the items; see `pack_call`."""
         return self._pack(MAP, function, items)
 
+    def pack_stream(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Work:
+        """One call of which the items are wanted; see `pack_call`."""
+        work = self._pack(STREAM, function, (args, kwargs))
+        work.metadata = {**(work.metadata or {}), "stream": True}
+        return work
+
     def _pack(self, method: str, function: Callable[..., Any], arguments: Any) -> Work:
         known = self._known.get(function) if goes_by_name(function) else None
         pickled, name, exclusive = known if known is not None else self._look_at(function)
         params = [pickled, *dump_arguments(arguments, name)]
-        return Work(method, params, dump_context(self._variables), name, exclusive=exclusive)
+        context = dump_context(self._variables)
+        metadata = None if context is None else {"context": context}
+        return Work(method, params, metadata, name, exclusive=exclusive)
 
     def _look_at(self, function: Callable[..., Any]) -> tuple[bytes, str, bool]:
         found = dump_function(function), function_name(function), not is_async(function)
@@ -85,7 +101,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     """Whether a function, or what a partial or an object with ``__call__`` calls, is async."""
     while isinstance(function, functools.partial):
         function = function.func
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         return True
     return not inspect.isroutine(function) and inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - its kind is wanted, not whether it is

@@ -25,7 +25,8 @@ from typing import Any, Final, NoReturn
 from asyncipc.config import Limits, Timeouts
 from asyncipc.errors import DecodeError
 from asyncipc.pool import logs
-from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, Jobs
+from asyncipc.pool.generating import Generators
+from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, STREAM, Jobs
 from asyncipc.pool.main_module import import_main
 from asyncipc.pool.payload import dump_failure
 from asyncipc.process.lifeline import arm_inherited_lifeline
@@ -153,10 +154,14 @@ class _Worker:
         session = Session(transport, Role.LISTENING, new_settings(), self._handlers)
         exchange = session.connection.exchange
         self._jobs = Jobs(exchange.dispatch, transport.read_available, self._is_ending)
+        generators = Generators(
+            exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
+        )
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         for method in (RUN, MAP):
             self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
+        self._handlers.requests.add(Handler(STREAM, generators.stream))
         self._dispatch = exchange.dispatch
         self._handlers.requests.add(Handler(BEGIN, self._begin, deferred=True))
         await session.start()

@@ -35,6 +35,7 @@ from asyncipc.pool.control import (
 from asyncipc.pool.main_module import import_main
 from asyncipc.process.fork import fork_child, native_threads, running_threads, try_fork
 from asyncipc.process.lifeline import arm_inherited_lifeline, arm_lifeline
+from asyncipc.wire import msgpack_values  # noqa: F401 - imported late otherwise, in each worker
 
 __all__ = ["main"]
 

@@ -41,7 +41,7 @@ from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import EXTEND, FAULT, REPLY, check_fields, shown
 
-__all__ = ["Dispatch"]
+__all__ = ["Dispatch", "nothing_new"]
 
 Run = Callable[[tuple[Handler, ...], Any, Call], Awaitable[Any]]
 
@@ -125,7 +125,7 @@ class Dispatch:
         self.progress: ProgressSender = ProgressSender(loop, outbox)
         self._idle: asyncio.Future[None] | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self.look: Callable[[], None] = _nothing_new
+        self.look: Callable[[], None] = nothing_new
         self.requests: int = 0
         self.refused: int = 0
         self.not_found: int = 0
@@ -438,7 +438,7 @@ class Dispatch:
             self._idle.set_result(None)
 
 
-def _nothing_new() -> None:
+def nothing_new() -> None:
     """While a handler of a session runs in a thread or a task, the loop reads."""
 
 

@@ -27,6 +27,9 @@ _logger = logging.getLogger("asyncipc")
 # call is kept.
 MAX_FROM_THREADS: Final = 1024
 
+# Seconds for which an update is held that comes too soon behind others.
+HOLD: Final = 0.05
+
 # Held for a moment each time; one lock does for all sessions.
 _waiting_updates: Final = threading.Lock()
 
@@ -99,7 +102,12 @@ class ProgressSender:
         data = self._encode([PROGRESS, lane, update.done, update.total, update.message], [])
         if len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, ())
-        if self._outbox.full or not (self.pace is None or self.pace.allows()):
+        if self._outbox.full:
+            self.held[lane] = data
+            return
+        if self.pace is not None and not self.pace.allows():
+            if not self.held:  # what runs may be silent from now on
+                self._loop.call_later(HOLD, self._release_held)
             self.held[lane] = data
             return
         if self.held:
@@ -156,6 +164,12 @@ class ProgressSender:
             future = self._loop.create_future()
             self._room += (future,)
             await future
+
+    def _release_held(self) -> None:
+        if not self._outbox.full:
+            held, self.held = self.held, {}
+            for lane, data in held.items():
+                self._put(lane, data)
 
     def release(self, call: Call) -> None:
         """A call ends: what was held back of it goes first."""

@@ -219,3 +219,26 @@ async def test_there_is_no_progress_outside_a_task() -> None:
         with pytest.raises(TypeError, match=r"progress\(\) done must be a number"):
             await pool.run(progress, "half")
         await pool.run(progress, 0.5, 1, "nobody looks")
+
+
+async def report_and_fall_silent(address: bytes, count: int) -> None:
+    for done in range(count):
+        progress(done)
+    await support.ask_async(address)
+
+
+@in_workers
+async def test_the_latest_of_many_updates_comes_though_nothing_follows_it(reports: Reports) -> None:
+    last = asyncio.get_running_loop().create_future()
+
+    def update(progress: Progress) -> None:
+        if progress.done == 999 and not last.done():
+            last.set_result(None)
+
+    async with open_pool() as pool:
+        task = pool.submit(report_and_fall_silent, reports.address, 1000, on_progress=update)
+        started = await reports.next("started")
+        async with asyncio.timeout(LIMIT):
+            await last
+        reports.answer(started)
+        await task

@@ -1,0 +1,139 @@
+"""A worker's side of streams: runs generators, and packs what they give.
+
+An async generator is iterated on the loop. A plain one is stepped there, on the main thread, one
+item after the other; while it works on one, its `Call` looks at the socket itself.
+
+Layer 4, inside the pool. Above: the worker. Below: jobs, payload, context_variables, the session.
+"""
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from time import perf_counter
+from typing import Any, Final
+
+from asyncipc.pool.context_variables import load_context
+from asyncipc.pool.jobs import FAILURE, RESULT
+from asyncipc.pool.payload import (
+    FunctionCache,
+    dump,
+    dump_failure,
+    function_name,
+    load_arguments,
+)
+from asyncipc.session.context import current_call
+from asyncipc.session.dispatch import Dispatch, nothing_new
+from asyncipc.session.outbox import Outbox
+
+__all__ = ["Generators"]
+
+# Seconds that a step of a plain generator takes which is known to be quick. The items of such leave
+# together, those of others one by one: the next step may keep the loop from sending for long.
+QUICK: Final = 0.0001
+
+# How much of an old maximum is left after each faster step.
+DECAY: Final = 0.8
+
+
+class Generators:
+    """The streams of a worker.
+
+    :param dispatch: of the session with the application; so is ``outbox``
+    :param look: reads what has come from there, without waiting
+    :param is_ending: whether this process was asked to end
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        outbox: Outbox,
+        look: Callable[[], None],
+        is_ending: Callable[[], bool],
+    ) -> None:
+        self._dispatch = dispatch
+        self._outbox = outbox
+        self._look = look
+        self._is_ending = is_ending
+        self._functions = FunctionCache()
+
+    async def stream(self, function: Any, *arguments: Any) -> AsyncGenerator[list[Any], None]:
+        """The handler of `asyncipc.pool.jobs.STREAM`: each item like an answer to `RUN`.
+
+        :param function: the pickle of a function that gives items
+        :param arguments: for it, as `asyncipc.pool.payload.dump` makes them
+        """
+        began = perf_counter()
+        try:
+            async with contextlib.aclosing(self._items(function, list(arguments))) as items:
+                async for item in items:
+                    yield [RESULT, perf_counter() - began, *dump(item)]
+        except (GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            if self._is_ending():
+                raise
+            yield [FAILURE, perf_counter() - began, *dump_failure(error)]
+
+    async def _items(self, function: bytes, arguments: list[Any]) -> AsyncGenerator[Any, None]:
+        call = current_call()
+        for variable, value in load_context(call.metadata.pop("context", None)).items():
+            variable.set(value)
+        generator = self._functions.load(function)
+        call.method = function_name(generator)
+        args, kwargs = load_arguments(arguments, call.method)
+        items = generator(*args, **kwargs)
+        if inspect.iscoroutine(items):
+            items = await items
+        if isinstance(items, AsyncIterable):
+            stepped = _each_of(items)
+        elif isinstance(items, Iterable):
+            stepped = self._steps(items)
+        else:
+            raise TypeError(
+                f"{call.method}() gives no items: expected an iterable or async iterable, such as "
+                f"a generator, not {items!r:.60}"
+            )
+        async with contextlib.aclosing(stepped):
+            async for item in stepped:
+                yield item
+
+    async def _steps(self, items: Iterable[Any]) -> AsyncGenerator[Any, None]:
+        """What a plain generator gives, stepped on the loop."""
+        iterator = iter(items)
+        slowest = QUICK  # of the last steps; nothing is known of the first
+        try:
+            while True:
+                began = perf_counter()
+                item = self._step(iterator)
+                if item is _END:
+                    break
+                slowest = max(slowest * DECAY, perf_counter() - began)
+                yield item
+                if slowest >= QUICK * DECAY:
+                    # What it gave leaves before it goes on: into the outbox, and out.
+                    await asyncio.sleep(0)
+                    self._outbox.flush()
+        finally:
+            if inspect.isgenerator(items):
+                items.close()
+
+    def _step(self, items: Iterator[Any]) -> Any:
+        self._dispatch.look = self._look
+        try:
+            return next(items, _END)
+        finally:
+            self._dispatch.look = nothing_new
+
+
+async def _each_of(items: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """What an async generator gives, which is closed in any case."""
+    try:
+        async for item in items:
+            yield item
+    finally:
+        if inspect.isasyncgen(items):
+            await items.aclose()
+
+
+_END = object()
