@@ -60,8 +60,17 @@ def dump(value: Any) -> list[Any]:
     data = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
     if not buffers:
         return [data]
-    views = [buffer.raw() for buffer in buffers]
-    return [data, *(view if view.readonly else Writable(view) for view in views)]
+    return [data, *(_as_it_should_arrive(buffer.raw()) for buffer in buffers)]
+
+
+def _as_it_should_arrive(view: memoryview) -> memoryview | bytearray | Writable:
+    """A bytearray as one, which can be pickled in its turn; else memory of the same kind."""
+    if view.readonly:
+        return view
+    owner = view.obj
+    if type(owner) is bytearray and len(owner) == view.nbytes:
+        return owner
+    return Writable(view)
 
 
 def dump_arguments(arguments: Any, name: str) -> list[Any]:

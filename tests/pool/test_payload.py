@@ -69,6 +69,7 @@ def test_large_buffers_travel_beside_the_pickle() -> None:
         came = load(sent(dumped))
         assert bytes(came) == original
         assert memoryview(came).readonly is is_readonly
+        assert type(came) is (memoryview if is_readonly else bytearray)
 
 
 def test_small_and_scattered_buffers_travel_in_the_pickle() -> None:
