@@ -78,10 +78,10 @@ class Held:
     __slots__ = ("exporter", "length", "offset", "written")
 
     def __init__(self, exporter: "ref[Any]", offset: int, length: int, written: list[bool]) -> None:
-        self.exporter = exporter  # for its callback
-        self.offset = offset
-        self.length = length
-        self.written = written
+        self.exporter: ref[Any] = exporter  # for its callback
+        self.offset: int = offset
+        self.length: int = length
+        self.written: list[bool] = written
 
 
 class Arrivals:

@@ -104,7 +104,7 @@ class Writable:
     __slots__ = ("buffer",)
 
     def __init__(self, buffer: memoryview) -> None:
-        self.buffer = buffer
+        self.buffer: memoryview = buffer
 
 
 class AttachmentError(DecodeError):
