@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import msgpack
 
@@ -28,9 +28,13 @@ __all__ = [
     "Setup",
 ]
 
-# Bytes of a record and number of its descriptors. The largest is `Setup`, with paths in it.
-MAX_RECORD: Final = 256 * 1024
+# Bytes of a record and number of its descriptors.
+MAX_RECORD: Final = 64 * 1024
 MAX_DESCRIPTORS: Final = 4
+
+# Larger records stand in a file that goes along as the first descriptor.
+MAX_INLINE: Final = 32 * 1024
+_IN_FILE: Final = b"file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,17 @@ class ControlSocket:
 
         :raises OSError: the other end is gone
         """
-        data = msgpack.packb([type(record).__name__, *_fields(record)])
+        data = msgpack.packb(
+            [type(record).__name__, *_fields(record)], unicode_errors="surrogateescape"
+        )
+        if len(data) <= MAX_INLINE:
+            self._send(data, descriptors)
+            return
+        # A long command line, above all: more than the socket takes in one piece.
+        with _in_memory(data) as file:
+            self._send(_IN_FILE, [file.fileno(), *descriptors])
+
+    def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
         rights = array.array("i", descriptors)
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
         self._socket.sendmsg([data], control)
@@ -145,12 +159,24 @@ class ControlSocket:
             for descriptor in descriptors:
                 os.close(descriptor)
             return None
-        name, *fields = msgpack.unpackb(data)
+        if data == _IN_FILE:
+            with open(descriptors.pop(0), "rb") as file:  # noqa: PTH123 - it is a descriptor
+                data = file.read()
+        name, *fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
         return _RECORDS[name](*fields), list(descriptors)
 
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
+
+
+def _in_memory(data: bytes) -> BinaryIO:
+    """A file without a name, to be read from its beginning."""
+    file = open(os.memfd_create("asyncipc"), "w+b")  # noqa: PTH123, SIM115 - the caller closes it
+    file.write(data)
+    file.flush()
+    file.seek(0)
+    return file
 
 
 def _fields(record: Record) -> list[Any]:

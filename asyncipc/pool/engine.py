@@ -143,6 +143,7 @@ class Engine:
         on_progress: OnProgress | None = None,
         *,
         kind: type[PoolTask[Any]] = PoolTask,
+        bounded: bool = True,
     ) -> Any:
         """Have a worker do it, as soon as one may."""
         if self._loop is None or self._closing is not None:
@@ -164,7 +165,7 @@ class Engine:
             on_progress=on_progress,
             on_done=self._task_done,
         )
-        self._scheduler.submit(task)
+        self._scheduler.submit(task, bounded=bounded)
         counts.submitted += 1
         return task
 
@@ -205,7 +206,7 @@ class Engine:
         answers = await asyncio.gather(
             *(
                 self._asked(self._ask(link, method, params, timeout, None))
-                for link in self._scheduler.links
+                for link in await self._scheduler.ready()
             ),
             return_exceptions=True,
         )
@@ -313,7 +314,7 @@ class Engine:
         return PoolClosed(f"the pool takes no tasks: it is {self.state}")
 
     def _worker(self, link: Link) -> Worker:
-        return Worker(link, self._scheduler.give_out)
+        return Worker(link, self._scheduler.resumed)
 
     def _worker_changed(self, link: Link) -> None:
         self._supervisor.changed(link)
@@ -323,7 +324,7 @@ class Engine:
             self._call_back(callback, self._worker(link))
 
     def _worker_died(self, link: Link, reason: SessionClosed | None) -> None:
-        error = link.death_of("no task", reason or SessionClosed("it closed its session"))
+        error = link.death_of(None, reason or SessionClosed("it closed its session"))
         for callback in self.on_died:
             self._call_back(callback, self._worker(link), error)
 

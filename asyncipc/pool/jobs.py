@@ -25,20 +25,23 @@ from asyncipc.pool.payload import (
     dump,
     dump_failure,
     function_name,
+    is_async,
     load_arguments,
 )
 from asyncipc.process.usage import private_memory
 from asyncipc.session.context import Call, serving
 from asyncipc.session.dispatch import Dispatch, nothing_new
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.reporting import Pace
 
 __all__ = ["FAILURE", "MAP", "RESULT", "RUN", "STREAM", "Jobs"]
 
 # The methods of a worker. The first parameter of each is the function's pickle; behind it stand, as
-# `payload.dump` makes them, the arguments of one call, or the items of many.
-RUN: Final = "run"
-MAP: Final = "map"
-STREAM: Final = "stream"
+# `payload.dump` makes them, the arguments of one call, or the items of many. (Not names that a
+# service may have for its own methods.)
+RUN: Final = "asyncipc/run"
+MAP: Final = "asyncipc/map"
+STREAM: Final = "asyncipc/stream"
 
 # How an answer begins: with this and the seconds it took. Behind it stands a value as `dump` makes
 # it, or what `dump_failure` makes.
@@ -79,15 +82,20 @@ class Job:
 class Jobs:
     """The calls of a worker.
 
-    :param dispatch: of the session with the application
+    :param dispatch: of the session with the application; so is ``outbox``
     :param look: reads what has come from there, without waiting
     :param is_ending: whether this process was asked to end, as by SystemExit, which jobs may catch
     """
 
     def __init__(
-        self, dispatch: Dispatch, look: Callable[[], None], is_ending: Callable[[], bool]
+        self,
+        dispatch: Dispatch,
+        outbox: Outbox,
+        look: Callable[[], None],
+        is_ending: Callable[[], bool],
     ) -> None:
         self._dispatch = dispatch
+        self._outbox = outbox
         self._loop = dispatch.loop
         self._look = look
         self._is_ending = is_ending
@@ -95,8 +103,12 @@ class Jobs:
         self._waiting: deque[Job] = deque()
         self._is_scheduled = False
         self._is_running = False
+        self._alone: asyncio.Task[None] | None = None  # of a plain function: a coroutine of it
+        self._is_held = False
+        self._holding: asyncio.Task[None] | None = None
         self.max_memory: int | None = None
         self.on_too_large: Callable[[int], None] = _ignore
+        self.before_answer: Callable[[], None] = nothing_new  # what threads have said goes first
         self._looked_at_memory = perf_counter()
         dispatch.progress.is_direct = True
         dispatch.progress.pace = Pace(PROGRESS_BURST, PROGRESS_RATE)
@@ -121,12 +133,34 @@ class Jobs:
     def _run_waiting(self) -> None:
         self._is_scheduled = False
         until = perf_counter() + TURN
-        while self._waiting:
-            self._begin(self._waiting.popleft())
-            self._check()
-            if self._waiting and perf_counter() > until:
+        try:
+            while self._waiting and self._may_begin():
+                self._begin(self._waiting.popleft())
+                self._check()
+                if perf_counter() > until:
+                    break
+        finally:
+            if self._waiting and not self._is_held:
                 self._schedule()
-                return
+
+    def _may_begin(self) -> bool:
+        """Whether the answers to all that ran alone are on the wire; if not, that is waited for."""
+        if self._outbox.empty and self._alone is None:
+            return True
+        if not self._is_held:
+            self._is_held = True
+            self._holding = self._loop.create_task(self._hold())
+        return False
+
+    async def _hold(self) -> None:
+        try:
+            if self._alone is not None:
+                await asyncio.wait([self._alone])
+            await self._outbox.drained()
+        finally:
+            self._is_held = False
+            if self._waiting and not self._is_scheduled:
+                self._schedule()
 
     def _begin(self, job: Job) -> None:
         call = job.call
@@ -148,6 +182,8 @@ class Jobs:
                 self._await(job, result, began), loop=self._loop, context=context
             )
             job.task.add_done_callback(partial(self._ended, job, result, began))
+            if not is_async(self._functions.load(job.params[0])):
+                self._alone = job.task  # the application takes it for one that runs alone
         else:
             self._answer(job, began, result)
 
@@ -184,6 +220,8 @@ class Jobs:
         self, job: Job, work: Coroutine[Any, Any, Any], began: float, _: asyncio.Task[None]
     ) -> None:
         """See to a task that was cancelled before its first step."""
+        if self._alone is job.task:
+            self._alone = None
         if not job.call.finished:
             work.close()
             if not self._is_ending():
@@ -200,6 +238,7 @@ class Jobs:
         call = job.call
         seconds = perf_counter() - began
         self._dispatch.progress.take_from_threads()
+        self.before_answer()
         if call.given_up and isinstance(error, asyncio.CancelledError):
             self._dispatch.fail(call, error)
             return

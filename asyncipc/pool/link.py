@@ -37,8 +37,11 @@ __all__ = ["Assignment", "Link", "Owner", "Worker"]
 class Owner(Protocol):
     """Who gives tasks to workers."""
 
-    def released(self, link: "Link", work: Work, seconds: float) -> None:
-        """A worker has ended a task and has room for another."""
+    def released(self, link: "Link", work: Work, seconds: float | None) -> None:
+        """A worker has ended a task and has room for another.
+
+        :param seconds: how long it took, if it came to its end
+        """
 
     def doomed(self, link: "Link") -> None:
         """A worker was told to end, because a task of it will not."""
@@ -91,7 +94,7 @@ class Assignment:
         if isinstance(error, SessionClosed):
             self._worker_ended(error)
             return
-        task = self._end(0.0)
+        task = self._end(None)
         if task is None:
             return
         if isinstance(error, RequestRefused):
@@ -104,7 +107,7 @@ class Assignment:
     def _worker_ended(self, error: SessionClosed) -> None:
         self.link.has_died = self.link.seat.is_doomed = True
         had_begun = self.link.had_begun(self)
-        task = self._end(0.0)
+        task = self._end(None)
         if task is None:
             return
         if had_begun and not task.retries:
@@ -113,7 +116,7 @@ class Assignment:
         task.retries -= had_begun
         self.link.owner.returned(task)
 
-    def _end(self, seconds: float) -> PoolTask[Any] | None:
+    def _end(self, seconds: float | None) -> PoolTask[Any] | None:
         """The call is over; the task, if anybody still waits for it."""
         self.has_ended = True
         task, self.task = self.task, None
@@ -148,6 +151,7 @@ class Link:
         self.owner = owner
         self.has_died = False  # seen by a call; its end is told when all is known about it
         self.tasks_done = 0
+        self.ready_at = session.connection.loop.time()
         self._grace = grace
         self._calls = session.connection.exchange.calls
         self._loop = session.connection.loop
@@ -217,7 +221,7 @@ class Link:
             self._first_at_death = self._assigned[0]
         return not assignment.work.exclusive or assignment is self._first_at_death
 
-    def ended(self, assignment: Assignment, seconds: float) -> None:
+    def ended(self, assignment: Assignment, seconds: float | None) -> None:
         """A task that the worker had is over."""
         self._calls.unwatch(assignment.answer_id)
         if assignment.work.method == STREAM:
@@ -236,10 +240,10 @@ class Link:
             self._climb(self._assigned[0])  # it was given up before it could begin
         self.owner.released(self, assignment.work, seconds)
 
-    def death_of(self, name: str, error: SessionClosed) -> WorkerDied:
-        """What is told to who waits for a task that died with the worker."""
+    def death_of(self, name: str | None, error: SessionClosed) -> WorkerDied:
+        """The worker's death, for who waits for a task that died with it; or in general."""
         return WorkerDied(
-            f"the worker (pid {self.process.pid}) died while it ran {name}",
+            f"the worker (pid {self.process.pid}) died" + (f" while it ran {name}" if name else ""),
             exit_code=getattr(error, "exit_code", None),
             signal=getattr(error, "signal", None),
             stderr_tail=getattr(error, "stderr_tail", ""),

@@ -23,7 +23,7 @@ _LOST: Final = "asyncipc.pool"
 def logger_levels() -> dict[str, int]:
     """The levels of all loggers that have one; the root's under the empty name."""
     levels = {"": logging.getLogger().level}
-    for name, logger in logging.root.manager.loggerDict.items():
+    for name, logger in list(logging.root.manager.loggerDict.items()):
         if isinstance(logger, logging.Logger) and logger.level:
             levels[name] = logger.level
     return levels

@@ -5,7 +5,8 @@ Layer 4, inside the pool. Above: the pool. Below: task, policy.
 
 import asyncio
 import operator
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -48,7 +49,7 @@ async def map_items(
             if failure is not None:
                 raise load_failure(failure)
     finally:
-        chunks.cancel_all()
+        await chunks.aclose()
 
 
 class _Chunks:
@@ -64,69 +65,109 @@ class _Chunks:
         chunk_size: int | None,
     ) -> None:
         self._submit = submit
-        self._source = _Source(items)
         self._workers = workers
+        self._ordered = ordered
         self._chunk_size = chunk_size
         self._sizer = ChunkSizer(workers, _length(items))
         self._under_way: dict[PoolTask[Outcome], int] = {}  # and how many items each has, in order
-        self._finished: asyncio.Queue[PoolTask[Outcome]] | None = None
-        if not ordered:
-            self._finished = asyncio.Queue()
+        self._finished: deque[PoolTask[Outcome]] = deque()  # not those in order
+        self._news = asyncio.Event()
+        self._is_over = False  # there are no more items ...
+        self._failure: BaseException | None = None  # ... because there was this instead
+        self._room: asyncio.Future[None] | None = None  # where the feeder waits for it
+        self._sync: Iterator[Any] | None = None
+        self._feeder: asyncio.Task[None] | None = None
+        if isinstance(items, Iterable):
+            self._sync = iter(items)
+        elif isinstance(items, AsyncIterable):
+            # Beside who reads: results must not wait for items that may take their time.
+            self._feeder = asyncio.create_task(self._feed(aiter(items)))
+        else:
+            raise TypeError(f"map() takes an iterable or an async iterable, not {items!r:.60}")
 
     async def next_task(self) -> PoolTask[Outcome] | None:
-        """The chunk whose results are next; None when all were read."""
-        while not self._source.is_over and self._may_submit():
-            chunk = await self._source.take(self._chunk_size or self._sizer.size)
-            if chunk:
-                task = self._submit(chunk)
-                self._under_way[task] = len(chunk)
-                if self._finished is not None:
-                    task.add_done_callback(self._finished.put_nowait)
-        if not self._under_way:
-            return None
-        if self._finished is not None:
-            return await self._finished.get()
-        return next(iter(self._under_way))
+        """The chunk whose results are next; None when all were read.
+
+        :raises BaseException: what the items raised, when all before it were read
+        """
+        while True:
+            if self._sync is not None:
+                self._take_all(self._sync)
+            task = self._first()
+            if task is not None:
+                return task
+            if self._is_over and not self._under_way:
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            self._news.clear()
+            await self._news.wait()
 
     def took(self, task: PoolTask[Outcome]) -> None:
         """The results of a chunk are there."""
         self._sizer.note(self._under_way.pop(task), task.seconds)
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
-    def cancel_all(self) -> None:
+    async def aclose(self) -> None:
         """Nobody reads what is under way."""
         for task in self._under_way:
-            task.cancel()
+            task.forget()
+        if self._feeder is not None:
+            self._feeder.cancel()
+            await asyncio.gather(self._feeder, return_exceptions=True)
+
+    def _first(self) -> PoolTask[Outcome] | None:
+        if not self._ordered:
+            return self._finished.popleft() if self._finished else None
+        task = next(iter(self._under_way), None)
+        return task if task is not None and task.done() else None
 
     def _may_submit(self) -> bool:
         if self._chunk_size is None and not self._sizer.is_informed:
             return len(self._under_way) < self._workers  # these tell how long an item takes
         return len(self._under_way) <= self._workers * CHUNKS_AHEAD
 
+    def _take_all(self, items: Iterator[Any]) -> None:
+        while not self._is_over and self._may_submit():
+            count = self._chunk_size or self._sizer.size
+            chunk: list[Any] = []
+            try:
+                chunk.extend(islice(items, count))  # what came before a failure stays in it
+            except Exception as error:  # noqa: BLE001 - raised in its turn
+                self._failure = error
+            self._is_over = len(chunk) < count
+            self._give(chunk)
 
-class _Source:
-    """The items, a chunk at a time."""
+    async def _feed(self, items: AsyncIterator[Any]) -> None:
+        """Take items of an async iterable, as long as somebody reads the results."""
+        count = self._chunk_size or 1  # no item waits for others
+        chunk: list[Any] = []
+        try:
+            async for item in items:
+                chunk.append(item)
+                if len(chunk) == count:
+                    self._give(chunk)
+                    chunk = []
+                while not self._may_submit():
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+        except Exception as error:  # noqa: BLE001 - raised in its turn
+            self._failure = error
+        self._is_over = True
+        self._give(chunk)
+        self._news.set()
 
-    def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self.is_over = False
-        self._sync = iter(items) if isinstance(items, Iterable) else None
-        self._async = aiter(items) if isinstance(items, AsyncIterable) else None
-        if self._sync is None and self._async is None:
-            raise TypeError(f"map() takes an iterable or an async iterable, not {items!r:.60}")
+    def _give(self, chunk: list[Any]) -> None:
+        if chunk:
+            task = self._submit(tuple(chunk))
+            self._under_way[task] = len(chunk)
+            task.add_done_callback(self._ended)
 
-    async def take(self, count: int) -> tuple[Any, ...]:
-        """The next items, up to ``count`` of them."""
-        if self._sync is not None:
-            chunk = tuple(islice(self._sync, count))
-        else:
-            assert self._async is not None
-            found = []
-            async for item in self._async:
-                found.append(item)
-                if len(found) == count:
-                    break
-            chunk = tuple(found)
-        self.is_over = len(chunk) < count
-        return chunk
+    def _ended(self, task: PoolTask[Outcome]) -> None:
+        if not self._ordered:
+            self._finished.append(task)
+        self._news.set()
 
 
 def _length(items: object) -> int | None:

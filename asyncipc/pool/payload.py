@@ -7,6 +7,8 @@ between processes of one application carry this; nothing that listens on an addr
 Layer 4, inside the pool. Below: errors, wire.
 """
 
+import functools
+import inspect
 import pickle
 import traceback
 from collections.abc import Callable
@@ -26,6 +28,7 @@ __all__ = [
     "dump_function",
     "function_name",
     "goes_by_name",
+    "is_async",
     "load",
     "load_arguments",
     "load_failure",
@@ -158,6 +161,17 @@ class FunctionCache:
 _NAMED = (FunctionType, BuiltinFunctionType)
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a function, or what a partial or an object with ``__call__`` calls, is async."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        return True
+    return not inspect.isroutine(function) and inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - its kind is wanted, not whether it is
+    )
+
+
 def function_name(function: Callable[..., Any]) -> str:
     """A function as it is named in errors and logs."""
     name = getattr(function, "__qualname__", None)
@@ -167,6 +181,14 @@ def function_name(function: Callable[..., Any]) -> str:
 
 def dump_failure(error: BaseException) -> Failure:
     """An exception, whatever it is, in a form that can be sent; never raises."""
+    try:
+        return _described(error)
+    except BaseException as failure:  # noqa: BLE001 - its class may be as broken as it likes
+        text = f"<an exception that cannot be described: {type(failure).__name__}>"
+        return [None, type(error).__qualname__, text, "", []]
+
+
+def _described(error: BaseException) -> Failure:
     try:
         trace = _without_library(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, trace))
@@ -185,7 +207,7 @@ def dump_failure(error: BaseException) -> Failure:
             data = None
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
-    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
+    notes = [note for note in getattr(error, "__notes__", None) or () if isinstance(note, str)]
     cleaned = [part.encode("utf-8", "backslashreplace").decode() for part in (message, text)]
     return [data, name, *cleaned, notes]
 
@@ -200,12 +222,12 @@ def load_failure(failure: Failure) -> Exception:
         return report
     try:
         error = pickle.loads(data)  # noqa: S301 - see the module's docstring
-    except Exception as failed:  # noqa: BLE001 - a class of the user's may raise anything
-        report.add_note(f"(the exception itself cannot be unpickled here: {failed!r:.200})")
+        if not isinstance(error, Exception) or isinstance(error, StopIteration):
+            return report
+        error.__cause__ = report
+    except BaseException as failed:  # noqa: BLE001 - a class of the user's may raise anything
+        report.add_note(f"(the exception itself cannot be used here: {type(failed).__name__})")
         return report
-    if not isinstance(error, Exception):
-        return report
-    error.__cause__ = report
     return error
 
 

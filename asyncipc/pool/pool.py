@@ -15,10 +15,11 @@ from asyncipc.pool.engine import Engine
 from asyncipc.pool.link import Worker
 from asyncipc.pool.mapping import map_items
 from asyncipc.pool.options import PoolOptions, StartMethod, check_count
+from asyncipc.pool.payload import is_async
 from asyncipc.pool.statistics import PoolStatistics
 from asyncipc.pool.stream import PoolStream, StreamTask
 from asyncipc.pool.task import PoolTask
-from asyncipc.pool.work import Packer, is_async
+from asyncipc.pool.work import Packer
 from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
 from asyncipc.session.progress import OnProgress
 
@@ -273,7 +274,7 @@ class Pool:
 
         def submit(chunk: tuple[Item, ...]) -> PoolTask[Any]:
             work = self._packer.pack_chunk(function, chunk)
-            task: PoolTask[Any] = self._engine.give(work, limit, retries)
+            task: PoolTask[Any] = self._engine.give(work, limit, retries, bounded=False)
             return task
 
         return map_items(

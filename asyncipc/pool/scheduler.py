@@ -66,6 +66,10 @@ class Scheduler:
         link.seat.become(WorkerState.READY)
         self._links[link.seat] = link
         self.roster.seats.append(link.seat)
+        self.resumed()
+
+    def resumed(self) -> None:
+        """A worker takes tasks, which may not have been so."""
         waiting, self._readiness = self._readiness, []
         for future in waiting:
             if not future.done():
@@ -85,16 +89,22 @@ class Scheduler:
             await future
         return self._links[seat]
 
+    async def ready(self) -> list[Link]:
+        """The workers that take tasks, by their numbers, as soon as there is one."""
+        await self.least_loaded()
+        return [link for link in self.links if link.seat.takes_tasks]
+
     # -- tasks -----------------------------------------------------------------------------
 
-    def submit(self, task: PoolTask[Any]) -> None:
+    def submit(self, task: PoolTask[Any], *, bounded: bool) -> None:
         """Give a task to a worker, or let it wait for one.
 
-        :raises Busy: too many wait already
+        :param bounded: not beside more than ``max_queued`` others
+        :raises Busy: so many wait already
         """
         if not self._waiting and self._place(task):
             return
-        if len(self._waiting) >= self._max_queued:
+        if bounded and len(self._waiting) >= self._max_queued:
             raise Busy(
                 f"{len(self._waiting)} tasks wait for a worker already; max_queued is "
                 f"{self._max_queued}"
@@ -119,9 +129,9 @@ class Scheduler:
     def watch(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.task.Holder`: a task that waits makes no progress."""
 
-    def released(self, link: Link, work: Work, seconds: float) -> None:
+    def released(self, link: Link, work: Work, seconds: float | None) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        if work.key is not None:
+        if work.key is not None and seconds is not None:
             self._durations.note(work.key, seconds)
         self._on_change(link)
         if self._waiting and link.seat.load <= link.seat.refill_at:

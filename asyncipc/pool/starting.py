@@ -44,6 +44,9 @@ STDERR_TAIL: Final = 16 * 1024
 # Seconds that a zygote gets to end when its work is over. It waits for nothing.
 ZYGOTE_GRACE: Final = 1.0
 
+# Requests to fork that the zygote may have at once; its socket holds some more.
+MAX_FORKING: Final = 64
+
 StderrSink = Callable[[str], object]
 
 
@@ -142,7 +145,9 @@ class ZygoteStarter:
                     raise
         zygote = self._zygote
         if zygote is None or zygote.is_over:
-            setup = Setup(describe_main(), sys.path[:], sys.argv[:], self._preload)
+            setup = Setup(
+                describe_main(), [str(path) for path in sys.path], sys.argv[:], self._preload
+            )
             zygote = self._zygote = _Zygote(setup, self._on_stderr)
         await asyncio.shield(zygote.ready)
         return await zygote.fork(worker)
@@ -160,6 +165,7 @@ class _Zygote:
     def __init__(self, setup: Setup, on_stderr: StderrSink) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_stderr = on_stderr
+        self._slots = asyncio.Semaphore(MAX_FORKING)
         self._forking: dict[int, tuple[asyncio.Future[ForkedProcess], Lifeline]] = {}
         self._forked: dict[int, ForkedProcess] = {}
         self._refusal: str | None = None
@@ -177,13 +183,19 @@ class _Zygote:
             raise
         ours.setblocking(False)
         application = os.pidfd_open(os.getpid())
-        self._control.send(setup, [application])
-        os.close(application)
+        try:
+            self._control.send(setup, [application])
+        finally:
+            os.close(application)
         self._loop.add_reader(ours.fileno(), self._receive)
         self._process.on_exit(lambda _: self._is_gone())
 
     async def fork(self, worker: int) -> Started:
         """Have a worker forked; see `Starter.start`."""
+        async with self._slots:
+            return await self._fork(worker)
+
+    async def _fork(self, worker: int) -> Started:
         ours, theirs = socket.socketpair()
         transport = SocketTransport(ours, description=f"worker {worker}")
         stderr = StderrCapture(self._on_stderr, STDERR_TAIL)
@@ -197,7 +209,9 @@ class _Zygote:
             stderr.start()
             process = await future
         except BaseException as error:
-            self._forking.pop(worker, None)
+            if worker in self._forking and self._forking.pop(worker)[0].cancelled():
+                # It got all the time there was and has not answered: it hangs, or was stopped.
+                self._process.kill()
             transport.close()
             stderr.close()
             # One that was forked all the same ends with it.
@@ -235,6 +249,7 @@ class _Zygote:
                     self.ready.set_result(None)
             case Refused(reason):
                 self._refusal = reason
+                self._hang_up()
             case Forked(worker, pid):
                 self._has_forked(worker, pid, descriptors[0])
             case ForkFailed(worker, reason):

@@ -6,13 +6,14 @@ Layer 4, inside the pool. Above: the pool. Below: starting, link, policy, the se
 import asyncio
 import logging
 import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from asyncipc.errors import EncodeError, IPCError, PoolError, SessionClosed
+from asyncipc.errors import EncodeError, IPCError, PoolClosed, PoolError, SessionClosed
 from asyncipc.peer.companion import ChildCompanion
 from asyncipc.pool import logs
 from asyncipc.pool.jobs import RESULT
@@ -34,6 +35,12 @@ logger: logging.Logger = logging.getLogger("asyncipc.pool")
 # How often a worker may die before it is ready, without one that was, until the pool gives up
 # opening. What a worker can say about its own failure is said at once.
 MAX_FIRST_FAILURES: Final = 3
+
+# A worker that dies within so many seconds, without a task, has not really come up.
+EARLY: Final = 5.0
+
+# The replacement of a worker is started before the last of its tasks, or the last tenth.
+LAST_SHARE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,9 @@ class Supervisor:
         self._ending: set[asyncio.Task[None]] = set()
         self._openings: set[asyncio.Future[None]] = set()  # those who wait for all to be ready
         self._leaving: set[Link] = set()
+        self._outgoing: set[Link] = set()  # those whose replacements are on their way
+        self._oversized: weakref.WeakSet[Link] = weakref.WeakSet()
+        self._has_died_early = False
         self._failing_since: float | None = None
         self._last_failure: BaseException | None = None
         self._is_closing = False
@@ -93,10 +103,9 @@ class Supervisor:
         :raises PoolError: they don't come up
         """
         self._count = count
-        surplus = len(self._present()) - count
-        for seat in self._scheduler.roster.to_retire(surplus):
-            self.retire(next(link for link in self._scheduler.links if link.seat is seat))
-        if surplus >= 0:
+        self._trim()
+        if len(self._present()) >= count:
+            self._tell_ready()
             return
         opening: asyncio.Future[None] = self._loop.create_future()
         self._openings.add(opening)
@@ -118,8 +127,13 @@ class Supervisor:
     def changed(self, link: Link) -> None:
         """A worker got a task, or has ended one."""
         seat = link.seat
-        if seat.limit is not None and seat.taken >= seat.limit:
-            self.retire(link)
+        if link.tasks_done and self._backoff.failures and self._has_died_early:
+            self._has_died_early = False
+            self._backoff.succeeded()
+        if seat.limit is not None and seat.taken >= seat.limit - seat.limit // LAST_SHARE - 1:
+            self._replace(link)
+            if seat.taken >= seat.limit:
+                self.retire(link)
         elif seat.is_doomed and seat.state is WorkerState.READY:
             seat.become(WorkerState.RETIRING)
             self._fill()
@@ -127,7 +141,7 @@ class Supervisor:
             self._let_go(link)
 
     def retire(self, link: Link) -> None:
-        """Have a worker end when it has ended its tasks; its replacement starts now."""
+        """Have a worker end when it has ended its tasks."""
         if link.seat.state in (WorkerState.RETIRING, WorkerState.ENDED):
             return
         link.seat.become(WorkerState.RETIRING)
@@ -136,9 +150,31 @@ class Supervisor:
         if link.is_idle:
             self._let_go(link)
 
+    def _replace(self, link: Link) -> None:
+        """Start the replacement of a worker that still takes tasks."""
+        # One that may run a single task would have one replacement after the other.
+        if link not in self._outgoing and link.seat.taken > 0:
+            self._outgoing.add(link)
+            self._fill()
+
+    def _tell_ready(self) -> None:
+        for opening in self._openings:
+            _resolve(opening)
+
+    def _trim(self) -> None:
+        """Retire those beyond the count, and those that were only to stay until now."""
+        for link in [link for link in self._outgoing if link in self._oversized]:
+            if len(self._present()) >= self._count:
+                self.retire(link)
+        for seat in self._scheduler.roster.to_retire(len(self._present()) - self._count):
+            self.retire(next(link for link in self._scheduler.links if link.seat is seat))
+
     async def aclose(self) -> None:
         """End all workers, whatever they do; bounded by twice the grace."""
         self._is_closing = True
+        for opening in self._openings:
+            if not opening.done():
+                opening.set_exception(PoolClosed("the pool was closed meanwhile"))
         if self._pause is not None:
             self._pause.cancel()
         for task in self._starting:
@@ -159,7 +195,9 @@ class Supervisor:
     def _present(self) -> list[Link]:
         """The workers that count: not those on their way out."""
         return [
-            link for link in self._scheduler.links if link.seat.state is not WorkerState.RETIRING
+            link
+            for link in self._scheduler.links
+            if link.seat.state is not WorkerState.RETIRING and link not in self._outgoing
         ]
 
     def _fill(self) -> None:
@@ -178,11 +216,12 @@ class Supervisor:
             return
         error = task.exception()
         if error is None:
-            self._backoff.succeeded()
+            if not self._has_died_early:
+                self._backoff.succeeded()
             self._failing_since = self._last_failure = None
             if len(self._present()) >= self._count:
-                for opening in self._openings:
-                    _resolve(opening)
+                self._tell_ready()
+            self._trim()
             self._fill()
         else:
             self._start_failed(error)
@@ -193,7 +232,8 @@ class Supervisor:
         failures = self._backoff.failures
         now = monotonic()
         self._failing_since = self._failing_since or now
-        logger.error("a worker did not come up (%d in a row): %s", failures, error)
+        if failures > 1 or not self._has_died_early:
+            logger.error("a worker did not come up, or not for long (%d): %s", failures, error)
         is_final = isinstance(error, PoolError) or failures >= MAX_FIRST_FAILURES
         if is_final:
             for opening in self._openings:
@@ -266,12 +306,14 @@ class Supervisor:
 
     def _too_large(self, link: Link, size: int) -> None:
         logger.info("worker %d has %d bytes of its own, more than max_rss", link.number, size)
-        self.retire(link)
+        self._oversized.add(link)
+        self._replace(link)
 
     # -- ending ----------------------------------------------------------------------------
 
     def _let_go(self, link: Link) -> None:
         """End a worker in good order: goodbye, and the ladder for one that stays."""
+        self._outgoing.discard(link)
         if link.seat.state is WorkerState.ENDED:
             return
         self._scheduler.remove(link)
@@ -289,6 +331,7 @@ class Supervisor:
 
     def _ended(self, link: Link, reason: SessionClosed | None) -> None:
         """A worker's session has ended, and its process with it."""
+        self._outgoing.discard(link)
         was_let_go = link.seat.state is WorkerState.ENDED
         self._scheduler.remove(link)
         if was_let_go:
@@ -296,7 +339,12 @@ class Supervisor:
         link.seat.become(WorkerState.ENDED)
         self.died += 1
         self._on_died(link, reason)
-        self._fill()
+        if not link.tasks_done and self._loop.time() - link.ready_at < EARLY:
+            # As good as one that never came up: not at full speed, one after the other.
+            self._has_died_early = True
+            self._start_failed(reason or SessionClosed("it closed its session"))
+        else:
+            self._fill()
 
 
 def _pickled(setup: WorkerSetup) -> bytes:

@@ -80,6 +80,8 @@ class PoolTask(Generic[Result]):
         self.on_done = on_done
         self.seconds: float = 0.0
         self._has_failed = False
+        if self._relay is not None:
+            self._future.add_done_callback(self._noticed)
 
     # -- for who gave it -------------------------------------------------------------------
 
@@ -190,8 +192,11 @@ class PoolTask(Generic[Result]):
             return
         try:
             result = load(dumped)
-        except Exception as error:  # noqa: BLE001 - a class of the user's may raise anything
-            failure = DecodeError(f"the result of {self.work.name} cannot be unpickled: {error!r}")
+        except BaseException as error:  # noqa: BLE001 - a class of the user's may raise anything
+            failure = DecodeError(
+                f"the result of {self.work.name} cannot be unpickled: {type(error).__name__}: "
+                f"{error!r:.200}"
+            )
             failure.__cause__ = error
             self.fail(failure)
             return
@@ -208,6 +213,17 @@ class PoolTask(Generic[Result]):
             self._has_failed = True
             self._future.set_exception(error)
         self._is_over()
+
+    def forget(self) -> None:
+        """Nobody wants to know how it ends."""
+        if not self.cancel() and not self._future.cancelled():
+            self._future.exception()
+
+    def _noticed(self, future: asyncio.Future[Result]) -> None:
+        """It ended: by itself, or because ``on_progress`` failed, of which nobody else hears."""
+        if self.holder is not None:
+            self._has_failed = not future.cancelled()
+            self._is_over()
 
     def _is_over(self) -> None:
         for reader in self._readers:

@@ -3,8 +3,6 @@
 Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variables.
 """
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +14,10 @@ from asyncipc.pool.payload import (
     dump_function,
     function_name,
     goes_by_name,
+    is_async,
 )
 
-__all__ = ["Packer", "Work", "is_async"]
+__all__ = ["Packer", "Work"]
 
 
 class Work:
@@ -95,14 +94,3 @@ class Packer:
                 self._known.clear()
             self._known[function] = found
         return found
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether a function, or what a partial or an object with ``__call__`` calls, is async."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return True
-    return not inspect.isroutine(function) and inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - its kind is wanted, not whether it is
-    )

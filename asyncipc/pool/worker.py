@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,9 +44,12 @@ from asyncipc.wire.msgpack_codec import MessagePack
 __all__ = ["BEGIN", "LOG", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
 
 # The request that makes a worker ready, and the notifications it sends.
-BEGIN: Final = "begin"
-LOG: Final = "log"
-TOO_LARGE: Final = "too_large"
+BEGIN: Final = "asyncipc/begin"
+LOG: Final = "asyncipc/log"
+TOO_LARGE: Final = "asyncipc/too_large"
+
+# Log records of threads that may wait for the main thread.
+MAX_FROM_THREADS: Final = 10_000
 
 # Both ends are our own: nothing to protect from the other. The application may be busy for long.
 LIMITS: Final = Limits(max_message=2**40, max_requests=2**20, max_depth=2**20)
@@ -138,6 +142,7 @@ class _Worker:
     def __init__(self) -> None:
         self.is_terminating = False
         self._thread = threading.get_ident()
+        self._from_threads: deque[bytes] = deque()  # log records
 
     def terminate(self, _number: int, _frame: FrameType | None) -> None:
         """SIGTERM came: end what runs as ``sys.exit`` does, so that it may clean up."""
@@ -153,12 +158,15 @@ class _Worker:
         transport = SocketTransport(end, description="the application")
         session = Session(transport, Role.LISTENING, new_settings(), self._handlers)
         exchange = session.connection.exchange
-        self._jobs = Jobs(exchange.dispatch, transport.read_available, self._is_ending)
+        self._jobs = Jobs(
+            exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
+        )
         generators = Generators(
             exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
         )
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
+        self._jobs.before_answer = self._post_from_threads
         for method in (RUN, MAP):
             self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
         self._handlers.requests.add(Handler(STREAM, generators.stream))
@@ -211,8 +219,15 @@ class _Worker:
     def _post_log(self, record: bytes) -> bool:
         if threading.get_ident() == self._thread:
             return self._post(LOG, record)
-        self._loop.call_soon_threadsafe(self._post, LOG, record)
+        if len(self._from_threads) >= MAX_FROM_THREADS:
+            return False
+        self._from_threads.append(record)
+        self._loop.call_soon_threadsafe(self._post_from_threads)
         return True
+
+    def _post_from_threads(self) -> None:
+        while self._from_threads:
+            self._post(LOG, self._from_threads.popleft())
 
     def _tell_size(self, size: int) -> None:
         self._post(TOO_LARGE, size)

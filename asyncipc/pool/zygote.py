@@ -53,7 +53,10 @@ def main(descriptor: int) -> NoReturn:
     own = _open_descriptors() - {0, 1, STDERR}
     with contextlib.closing(ControlSocket(socket.socket(fileno=descriptor))) as control:
         _speak(control, own)
-    sys.exit(0)
+    # Not by sys.exit: it would wait for threads that a preloaded module has left running.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _speak(control: ControlSocket, own: set[int]) -> None:
@@ -64,7 +67,7 @@ def _speak(control: ControlSocket, own: set[int]) -> None:
     assert isinstance(setup, Setup)
     began = monotonic()
     reason = _become(setup)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(ConnectionError):
         control.send(Ready(monotonic() - began) if reason is None else Refused(reason))
         if reason is None:
             _Zygote(control, application, own).serve()
@@ -134,7 +137,7 @@ class _Zygote:
             if threads:  # one that a preloaded module has started since
                 raise RuntimeError(f"Python threads run in the zygote: {', '.join(threads)}")
             pid = fork_child(partial(self._become_worker, *descriptors))
-            pidfd = os.pidfd_open(pid)
+            pidfd = _open_pidfd(pid)
         except (OSError, RuntimeError) as error:
             self._control.send(ForkFailed(number, str(error)))
         else:
@@ -166,6 +169,15 @@ class _Zygote:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         return worker.serve(socket.socket(fileno=end), self._application)
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _open_descriptors() -> set[int]:

@@ -64,7 +64,8 @@ class ProgressRelay:
             failure = RuntimeError(f"on_progress raised {type(error).__name__}")
             failure.__cause__ = error
             error = failure
-        self._answer.set_exception(error)
+        if not self._answer.done():  # on_progress may have cancelled who waits
+            self._answer.set_exception(error)
 
     async def run(self) -> Any:
         """Wait for the answer, and for what has to be told before it.
