@@ -189,8 +189,9 @@ class Jobs:
 
     def _call(self, job: Job) -> tuple[Context, Any]:
         call = job.call
-        # Kept by nobody else: what came in shared memory goes back when the arguments are gone.
-        (pickled, *dumped), job.params = job.params, []
+        # What came in shared memory goes back when the arguments are gone: nobody else keeps it.
+        pickled, *dumped = job.params
+        job.params = [pickled]
         function = self._functions.load(pickled)
         call.method = function_name(function)
         arguments = load_arguments(dumped, call.method)
