@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from asyncipc.session.session import Session, Statistics
     from asyncipc.session.stream import Stream
     from asyncipc.transport.base import Credentials
+    from asyncipc.transport.fd import Fd
+    from asyncipc.transport.shared_memory import shared_array, shared_buffer
     from asyncipc.wire.codec import Codec
     from asyncipc.wire.json_codec import JSON
     from asyncipc.wire.msgpack_codec import MessagePack
@@ -77,6 +79,7 @@ __all__ = [
     "EncodeError",
     "Extension",
     "FaultCode",
+    "Fd",
     "FrameTooLarge",
     "HandshakeTimeout",
     "IPCError",
@@ -117,6 +120,8 @@ __all__ = [
     "progress",
     "register_scheme",
     "run",
+    "shared_array",
+    "shared_buffer",
 ]
 
 __version__ = "0.1.0"
@@ -167,6 +172,8 @@ _MODULES = {
     "asyncipc.session.session": ("Session", "Statistics"),
     "asyncipc.session.stream": ("Stream",),
     "asyncipc.transport.base": ("Credentials",),
+    "asyncipc.transport.fd": ("Fd",),
+    "asyncipc.transport.shared_memory": ("shared_array", "shared_buffer"),
     "asyncipc.wire.codec": ("Codec",),
     "asyncipc.wire.json_codec": ("JSON",),
     "asyncipc.wire.msgpack_codec": ("MessagePack",),

@@ -20,6 +20,9 @@ _RANGES: Final = {
     "notification_credit": (16 * KIB, 2**48),
     "stream_credit": (16 * KIB, 2**48),
     "outbox": (16 * KIB, 2**48),
+    "max_descriptors": (1, 253),  # what the kernel passes with one write (SCM_MAX_FD)
+    "shared_memory_above": (0, 2**48),
+    "arena": (1 * MIB, 2**48),
 }
 
 
@@ -40,6 +43,12 @@ class Limits:
     :ivar outbox: bytes waiting to be sent above which senders wait.
     :ivar max_noise: bytes of noise between frames handed to ``on_noise`` in one piece.
     :ivar stderr_tail: bytes of a child's stderr kept for error messages.
+    :ivar max_descriptors: file descriptors in one message. Of those of the other side twice as
+        many may be under way, or held for messages that are not complete.
+    :ivar shared_memory_above: buffers of at least this many bytes are sent through shared memory
+        where that is possible; 0: none are. The default is where it becomes quicker (measured).
+    :ivar arena: bytes of shared memory that a session sends through, at most. They are taken as
+        they are needed, and kept until it ends. What finds no room is sent in the stream.
     :ivar max_sessions: sessions a server holds at once, those still in their handshake included.
     """
 
@@ -53,6 +62,9 @@ class Limits:
     outbox: int = 1 * MIB
     max_noise: int = 64 * KIB
     stderr_tail: int = 16 * KIB
+    max_descriptors: int = 64
+    shared_memory_above: int = 256 * KIB
+    arena: int = 256 * MIB
     max_sessions: int = 10_000
 
     def __post_init__(self) -> None:

@@ -10,7 +10,18 @@ import platform
 import sys
 from time import perf_counter
 
-from benchmarks import bulk, echo, idle, imports, leaks, notify, pool, soak, stream
+from benchmarks import (
+    bulk,
+    echo,
+    idle,
+    imports,
+    leaks,
+    notify,
+    pool,
+    shared_memory,
+    soak,
+    stream,
+)
 from benchmarks.harness import Settings
 
 BENCHMARKS = {
@@ -18,6 +29,7 @@ BENCHMARKS = {
     "notify": notify.run,
     "stream": stream.run,
     "bulk": bulk.run,
+    "memory": shared_memory.run,
     "idle": idle.run,
     "import": imports.run,
     "leaks": leaks.run,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 
 import msgpack
 
-from tests.independent_values import decode, encode
+from tests.independent_values import Descriptor, decode, encode
 
 __all__ = ["Client", "Fault", "Gone", "Refused"]
 
@@ -78,6 +78,9 @@ class Client:
     :param hear: called with the method and the params of a notification
     """
 
+    features: ClassVar[list[str]] = []
+    limits: ClassVar[dict[str, int]] = LIMITS
+
     def __init__(
         self,
         path: str,
@@ -131,13 +134,14 @@ class Client:
             "versions": [1, 1],
             "instance": instance,
             "codec": self.codec,
-            "features": [],
-            "limits": LIMITS,
+            "features": self.features,
+            "limits": self.limits,
         }
         mine: bytes = msgpack.packb([HELLO, parameters])
         self._send_frame(mine)
         theirs = self._receive_handshake(HELLO)
         answer = msgpack.unpackb(theirs)[1]
+        self.agreed = [name for name in answer.get("features", []) if name in self.features]
         if answer["instance"] == instance:
             raise Refused("an echo")
         lowest, highest = answer["versions"]
@@ -307,8 +311,10 @@ class Client:
 
     def _send(self, message: list[Any]) -> int:
         """Send a message; return its size with its attachments."""
-        attachments: list[bytes] = []
+        attachments: list[Any] = []
         envelope = encode(self.codec, message, attachments)
+        if any(isinstance(attachment, Descriptor) for attachment in attachments):
+            return self._send_descriptors(envelope, attachments)
         size = len(envelope) + sum(map(len, attachments))
         if attachments or len(envelope) > self._limits["max_frame"]:
             self._send_transfer([envelope, *attachments])
@@ -324,6 +330,9 @@ class Client:
         for start in range(0, len(data), PART_SIZE):
             self._send_frame(encode(self.codec, head, []), data[start : start + PART_SIZE])
             head = [PART, number]
+
+    def _send_descriptors(self, envelope: bytes, attachments: list[Any]) -> int:
+        raise NotImplementedError("a client without features has none to send")
 
     def _send_frame(self, envelope: bytes, attached: bytes = b"") -> None:
         frame = HEADER.pack(MAGIC, len(envelope), len(attached)) + envelope + attached
@@ -450,9 +459,11 @@ class Client:
         PONG: _take_pong,
     }
 
-    def _take_part(self, kind: int, number: int, lengths: Any = None, *, attached: bytes) -> None:
+    def _take_part(self, kind: int, number: int, where: Any = None, *, attached: bytes) -> None:
         if kind == BEGIN:
-            self._transfers[number] = (lengths, bytearray())
+            self._begin(number, where)
+        elif where is not None:
+            attached = self._region(*where)
         lengths, data = self._transfers[number]
         data += attached
         if len(data) < sum(lengths):
@@ -463,8 +474,23 @@ class Client:
         for length in lengths:
             segments.append(bytes(data[start : start + length]))
             start += length
+        self._fill(number, segments)
         for message in self._messages(segments[0], segments[1:]):
             self._take(message)
+
+    # What a client with features does more (see `independent_carrier`).
+
+    def _begin(self, number: int, lengths: list[Any]) -> None:
+        self._transfers[number] = (lengths, bytearray())
+
+    def _fill(self, number: int, segments: list[Any]) -> None:
+        pass
+
+    def _region(self, *where: int) -> bytes:
+        raise NotImplementedError(f"the feature was not agreed on: {where}")
+
+    def _receive_bytes(self, size: int) -> bytes:
+        return self._socket.recv(size)
 
     def _receive_frame(self) -> tuple[bytes, bytes]:
         magic, envelope, attached = HEADER.unpack(self._read(HEADER.size))
@@ -476,7 +502,7 @@ class Client:
         data = b""
         while len(data) < size:
             try:
-                chunk = self._socket.recv(size - len(data))
+                chunk = self._receive_bytes(size - len(data))
             except ConnectionError as error:
                 raise Gone("the other side hung up") from error
             if not chunk:

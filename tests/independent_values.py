@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-__all__ = ["decode", "encode"]
+__all__ = ["Descriptor", "decode", "encode"]
 
 # Binary from so many bytes on is attached (10).
 ATTACH_FROM = 4096
@@ -21,7 +21,11 @@ AS_THEY_ARE = {65: "bytearray", 66: "memoryview", 67: "tuple", 68: "set", 69: "f
 CODES = {"$attachment": ATTACHMENT, "$int": INT, **{f"${n}": c for c, n in AS_THEY_ARE.items()}}
 
 
-def encode(codec: str, message: Any, attachments: list[bytes]) -> bytes:
+class Descriptor(int):
+    """A file descriptor, where it is to be sent as one."""
+
+
+def encode(codec: str, message: Any, attachments: list[Any]) -> bytes:
     """A message or a batch as an envelope; large binary goes to the attachments."""
     if codec == "json":
         return json.dumps(_to_json(message, attachments), ensure_ascii=False).encode()
@@ -29,7 +33,7 @@ def encode(codec: str, message: Any, attachments: list[bytes]) -> bytes:
     return data
 
 
-def decode(codec: str, envelope: bytes, attachments: Sequence[bytes]) -> Any:
+def decode(codec: str, envelope: bytes, attachments: Sequence[Any]) -> Any:
     """What an envelope holds."""
     if codec == "json":
         return _from_json(json.loads(envelope), attachments)
@@ -41,7 +45,7 @@ def decode(codec: str, envelope: bytes, attachments: Sequence[bytes]) -> Any:
     return msgpack.unpackb(envelope, ext_hook=extension, strict_map_key=False)
 
 
-def _understood(code: int, payload: Any, attachments: Sequence[bytes]) -> Any:
+def _understood(code: int, payload: Any, attachments: Sequence[Any]) -> Any:
     if code == ATTACHMENT:
         return attachments[payload[0]]
     if code == INT:
@@ -49,13 +53,17 @@ def _understood(code: int, payload: Any, attachments: Sequence[bytes]) -> Any:
     return payload if code in AS_THEY_ARE else str(payload)
 
 
-def _attached(value: bytes, attachments: list[bytes]) -> list[Any]:
+def _attached(value: Any, attachments: list[Any]) -> list[Any]:
     attachments.append(value)
-    return [len(attachments) - 1, "bytes"]
+    return [len(attachments) - 1, "bytes" if isinstance(value, bytes) else "descriptor"]
 
 
-def _to_msgpack(value: Any, attachments: list[bytes]) -> Any:
-    if isinstance(value, bytes) and len(value) >= ATTACH_FROM:
+def _goes_aside(value: Any) -> bool:
+    return isinstance(value, Descriptor) or (isinstance(value, bytes) and len(value) >= ATTACH_FROM)
+
+
+def _to_msgpack(value: Any, attachments: list[Any]) -> Any:
+    if _goes_aside(value):
         return msgpack.ExtType(ATTACHMENT, msgpack.packb(_attached(value, attachments)))
     if isinstance(value, list):
         return [_to_msgpack(item, attachments) for item in value]
@@ -64,9 +72,9 @@ def _to_msgpack(value: Any, attachments: list[bytes]) -> Any:
     return value
 
 
-def _to_json(value: Any, attachments: list[bytes]) -> Any:
+def _to_json(value: Any, attachments: list[Any]) -> Any:
     escaped = value
-    if isinstance(value, bytes) and len(value) >= ATTACH_FROM:
+    if _goes_aside(value):
         escaped = {"$attachment": _attached(value, attachments)}
     elif isinstance(value, bytes):
         escaped = {"$bytes": base64.b64encode(value).decode()}
@@ -81,7 +89,7 @@ def _to_json(value: Any, attachments: list[bytes]) -> Any:
     return escaped
 
 
-def _from_json(value: Any, attachments: Sequence[bytes]) -> Any:
+def _from_json(value: Any, attachments: Sequence[Any]) -> Any:
     if isinstance(value, list):
         return [_from_json(item, attachments) for item in value]
     if not isinstance(value, dict):

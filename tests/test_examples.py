@@ -14,6 +14,8 @@ EXAMPLES = ROOT / "examples"
 ALONE = {
     "chat": (r"Ada heard: Bob comes in, .*, goodbye", ""),
     "hello": (r"the child says that 1 \+ 2 = 3", "this goes to stderr and harms nobody\n"),
+    "hand_over": ("12 connections handed to 3 processes", ""),
+    "image_filter": (r"60 frames of 2\.8 MB, \d+ a second", ""),
     "json_wire": (r'child:  \[3, 3, "hello Zoë"\]', ""),
     "messages": ("sold out: no tea left 1", ""),
     "pool_files": (r"\.\.\. \d+ modules in all", ""),

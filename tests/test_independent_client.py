@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from asyncipc import Call, Limits, Peer, Session
-from tests import independent_client, independent_values
+from asyncipc import Call, Fd, Limits, Peer, Session, shared_buffer
+from tests import independent_carrier, independent_client, independent_values
+from tests.independent_carrier import Carrier
 from tests.independent_client import Client, Fault, Gone, Refused
+from tests.independent_values import Descriptor
 
 T = TypeVar("T")
 
@@ -126,7 +129,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.mark.parametrize("module", [independent_client, independent_values])
+@pytest.mark.parametrize("module", [independent_client, independent_values, independent_carrier])
 def test_it_imports_nothing_of_the_library(module: ModuleType) -> None:
     assert module.__file__ is not None
     tree = ast.parse(Path(module.__file__).read_text())
@@ -425,3 +428,79 @@ async def test_a_token_nobody_asks_for(other: Other) -> None:
         await other.run(lambda client: None, token="secret")
     with pytest.raises(Refused, match="codec 'morse'"):
         await other.run(lambda client: None, codec="morse")
+
+
+# -- file descriptors and shared memory ----------------------------------------------------------
+
+
+async def carried(other: Other, talk: Callable[[Carrier], T], codec: str) -> T:
+    def session() -> T:
+        with Carrier(other.path, codec=codec) as client:
+            assert client.agreed == Carrier.features
+            return talk(client)
+
+    return await asyncio.to_thread(session)
+
+
+async def test_descriptors_both_ways(other: Other, codec: str) -> None:
+    @other.peer.on_request
+    async def swap(fd: Fd, text: bytes) -> Fd:
+        with fd.as_file("wb") as file:
+            file.write(text)
+        reader, writer = os.pipe()
+        os.write(writer, b"back")
+        os.close(writer)
+        return Fd(reader)
+
+    def talk(client: Carrier) -> None:
+        for _ in range(20):  # more than there is credit for at first, in both directions
+            reader, writer = os.pipe()
+            back = client.request("swap", [Descriptor(writer), b"there" * 1000])
+            os.close(writer)
+            with os.fdopen(reader, "rb") as file:
+                assert file.read() == b"there" * 1000
+            with os.fdopen(back, "rb") as file:
+                assert file.read() == b"back"
+
+    await carried(other, talk, codec)
+
+
+async def test_shared_memory_from_the_library(other: Other, codec: str) -> None:
+    kept = [shared_buffer(300_000)]
+    kept[0][:] = BULK[:100] * 3000
+
+    @other.peer.on_request
+    def give(kind: str, size: int) -> Any:
+        if kind == "shared":
+            return kept[0]
+        data = (BULK * (size // len(BULK) + 1))[:size]
+        return memoryview(data) if kind == "memoryview" else data
+
+    def talk(client: Carrier) -> None:
+        for kind in ("memoryview", "bytes"):
+            for size in (300_000, 3_000_000):
+                data = client.request("give", [kind, size])
+                assert data == (BULK * (size // len(BULK) + 1))[:size]
+        assert client.request("give", ["shared", 0]) == bytes(kept[0])
+        assert client.regions_seen >= 3
+        client.ping(1)
+
+    await carried(other, talk, codec)
+    session = await other.sessions.get()
+    await session.wait_closed()
+    assert session.statistics().shared_bytes_sent > 600_000
+    kept.clear()
+
+
+async def test_shared_memory_to_the_library(other: Other, codec: str) -> None:
+    def talk(client: Carrier) -> None:
+        arena = client.make_arena()
+        for number in (1, 2, 3):
+            arena[8192 : 8192 + 5000] = bytes([number]) * 5000
+            call = client.request_region("echo", [number, 8192, 5000])
+            assert client.wait(call) == bytes([number]) * 5000
+            while client.released != list(range(1, number + 1)):
+                client.ping(number)
+        arena.close()
+
+    await carried(other, talk, codec)

@@ -26,7 +26,14 @@ import pytest
 
 from tests.programs import LIMIT, ROOT, environment
 
-PAGES = ["README.md", "docs/errors.md", "docs/fork-safety.md", "docs/pool.md", "docs/stdio.md"]
+PAGES = [
+    "README.md",
+    "docs/errors.md",
+    "docs/fork-safety.md",
+    "docs/pool.md",
+    "docs/shared-memory.md",
+    "docs/stdio.md",
+]
 
 LINK = re.compile(r"\[[^]\[]*\]\(([^)\s]+)\)")
 

@@ -64,10 +64,14 @@ class Generators:
         :param arguments: for it, as `asyncipc.pool.payload.dump` makes them
         """
         began = perf_counter()
+        sender = current_call().streams.sender
         try:
             async with contextlib.aclosing(self._items(function, list(arguments))) as items:
                 async for item in items:
-                    yield [RESULT, perf_counter() - began, *dump(item)]
+                    dumped = dump(item)
+                    yield [RESULT, perf_counter() - began, *dumped]
+                    if len(dumped) > 1:  # the generator may fill the buffers anew
+                        await sender.drain()
         except (GeneratorExit, asyncio.CancelledError):
             raise
         except BaseException as error:

@@ -189,9 +189,12 @@ class Jobs:
 
     def _call(self, job: Job) -> tuple[Context, Any]:
         call = job.call
-        function = self._functions.load(job.params[0])
+        # Kept by nobody else: what came in shared memory goes back when the arguments are gone.
+        (pickled, *dumped), job.params = job.params, []
+        function = self._functions.load(pickled)
         call.method = function_name(function)
-        arguments = load_arguments(job.params[1:], call.method)
+        arguments = load_arguments(dumped, call.method)
+        del dumped
         context = load_context(call.metadata.pop("context", None))
         context.run(serving.set, call)
         if job.method == MAP:

@@ -1,9 +1,10 @@
 """Functions, arguments and outcomes on their way between the application and a worker: pickled.
 
-Protocol 5, with large buffers out of band: they travel as attachments. Only private socket pairs
+Protocol 5, with large buffers out of band: they travel as attachments, through shared memory where
+that is to be had, and what is unpickled uses them where they arrive. Only private socket pairs
 between processes of one application carry this; nothing that listens on an address ever unpickles.
 
-Layer 4, inside the pool. Below: errors.
+Layer 4, inside the pool. Below: errors, wire.
 """
 
 import functools
@@ -15,6 +16,7 @@ from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any, Final, cast
 
 from asyncipc.errors import DecodeError, EncodeError, RemoteError, RequestCancelled
+from asyncipc.wire.attachments import Writable
 
 __all__ = [
     "MAX_FUNCTIONS",
@@ -47,8 +49,7 @@ Failure = list[Any]
 def dump(value: Any) -> list[Any]:
     """Pickle a value.
 
-    :returns: the pickle, a text with one character for each buffer behind it (``w`` for one that
-        can be written to, else ``r``), and the buffers
+    :returns: the pickle, and the buffers that belong to it
     """
     buffers: list[pickle.PickleBuffer] = []
 
@@ -61,9 +62,18 @@ def dump(value: Any) -> list[Any]:
 
     data = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
     if not buffers:
-        return [data, ""]
-    views = [buffer.raw() for buffer in buffers]
-    return [data, "".join("r" if view.readonly else "w" for view in views), *views]
+        return [data]
+    return [data, *(_as_it_should_arrive(buffer.raw()) for buffer in buffers)]
+
+
+def _as_it_should_arrive(view: memoryview) -> memoryview | bytearray | Writable:
+    """A bytearray as one, which can be pickled in its turn; else memory of the same kind."""
+    if view.readonly:
+        return view
+    owner = view.obj
+    if type(owner) is bytearray and len(owner) == view.nbytes:
+        return owner
+    return Writable(view)
 
 
 def dump_arguments(arguments: Any, name: str) -> list[Any]:
@@ -80,14 +90,10 @@ def dump_arguments(arguments: Any, name: str) -> list[Any]:
 
 def load(dumped: list[Any]) -> Any:
     """The reverse of `dump`. What unpickling raises is raised."""
-    if len(dumped) == 2:
+    if len(dumped) == 1:
         return pickle.loads(dumped[0])  # noqa: S301 - see the module's docstring
-    data, kinds, *buffers = dumped
-    owned = [
-        bytearray(buffer) if kind == "w" else buffer
-        for kind, buffer in zip(kinds, buffers, strict=True)
-    ]
-    return pickle.loads(data, buffers=owned)  # noqa: S301 - see the module's docstring
+    data, *buffers = dumped
+    return pickle.loads(data, buffers=buffers)  # noqa: S301 - see the module's docstring
 
 
 def load_arguments(dumped: list[Any], name: str) -> Any:

@@ -10,7 +10,6 @@ Layer 2, inside the session. Below: wire.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -33,10 +32,11 @@ from asyncipc.session.outbox import Outbox
 from asyncipc.session.params import DefaultTimeout, check_timeout, normalize
 from asyncipc.session.progress import OnProgress, ProgressRelay
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.slots import Slots, timed_out
 from asyncipc.session.streams import Streams
 from asyncipc.session.uploads import FoundItems, Upload, find_items
 from asyncipc.session.waiter import Waiter
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import CANCEL, REQUEST, check_fields
@@ -50,6 +50,7 @@ class Calls:
     :param session: used to recognise calls made while one of this very session is being served
     :param ended: says why no more calls are accepted
     :ivar pending: those not ended on the wire, by the id that the answer will carry
+    :ivar slots: what the other side has for them
     :ivar requests: how many were sent; of these ...
     :ivar timeouts: ... were not answered in time
     :ivar cancelled: ... were given up while they were being served
@@ -62,8 +63,6 @@ class Calls:
         "_depths",
         "_encode",
         "_ended",
-        "_gates",
-        "_loop",
         "_max_requests",
         "_next_id",
         "_outbox",
@@ -78,6 +77,7 @@ class Calls:
         "requests",
         "session",
         "settings",
+        "slots",
         "streams",
         "timeouts",
     )
@@ -92,7 +92,6 @@ class Calls:
         settings: SessionSettings,
         ended: Callable[[], IPCError],
     ) -> None:
-        self._loop = loop
         self._outbox = outbox
         self._timeout = check_timeout(settings.timeout)
         self._request_ids = settings.request_ids
@@ -106,10 +105,10 @@ class Calls:
         self._deadlines = Deadlines(loop, self.pending, self._expire)
         self._progress: dict[int, Callable[[Progress], None]] = {}
         self._unsent: dict[int, Transfer | bytes] = {}  # requests that may not have left yet
-        self._depths: dict[int, int] = {}  # of nested calls only
-        self._gates: dict[int, Gate] | None = None  # of nested calls only, by depth
+        self.slots: Slots = Slots(loop, outbox, self.pending, settings.limits.max_queued)
+        self._request_gate = self.slots.gate  # this and what follows is looked at for each call
+        self._depths = self.slots.depths
         self._max_requests = 0
-        self._request_gate = Gate(loop, self._has_slot)
         self.requests: int = 0
         self.timeouts: int = 0
         self.cancelled: int = 0
@@ -118,7 +117,7 @@ class Calls:
     def open(self, codec: Codec, max_requests: int) -> None:
         """Begin to send, within what the other side allows."""
         self._encode = codec.encode
-        self._max_requests = max_requests
+        self._max_requests = self.slots.count = max_requests
 
     # -- requests --------------------------------------------------------------------------
 
@@ -197,11 +196,11 @@ class Calls:
         message = [REQUEST, wire_id, method, params, timeout]
         if metadata is not None:
             message.append(metadata)
-        attachments: list[Buffer] = []
+        attachments: list[Attachment] = []
         data = self._encode(message, attachments)
         is_large = attachments or len(data) > outbox.inline_size
         if is_large:
-            outbox.check_size(data, attachments)
+            outbox.check_size(data, attachments, message)
         pending = self.pending
         alone = not pending
         answer_id = wire_id + 1
@@ -210,7 +209,12 @@ class Calls:
         if depth:
             self._depths[answer_id] = depth
         if is_large:
-            self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+            try:
+                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+            except EncodeError:  # no descriptor was left to copy one that is to be sent
+                del pending[answer_id]
+                self._depths.pop(answer_id, None)
+                raise
         elif outbox.put_now(data, 0) if alone else outbox.put(data, 0):
             self._unsent[answer_id] = data
         self.requests += 1
@@ -303,49 +307,17 @@ class Calls:
             if unsent is not None:
                 self._outbox.retract(unsent, 0)
             self._release(answer_id)
-        self.fail_waiting(self._ended)
-
-    def _has_slot(self, passing: int) -> bool:
-        return self._slot_at(0, passing)
-
-    def _slot_at(self, depth: int, passing: int = 0) -> bool:
-        """Each depth has `max_requests` slots of its own, so that nested calls cannot deadlock."""
-        depths = self._depths.values()
-        used = sum(1 for at in depths if at == depth) if depth else len(self.pending) - len(depths)
-        return used + passing < self._max_requests and not self._outbox.full
+        self.slots.fail_waiting(self._ended)
 
     async def wait_for_slot(
         self, method: str, depth: int, timeout: float | None
     ) -> tuple[Gate | None, float | None]:
-        """Wait until a call may `begin`.
-
-        :returns: the gate to tell that it has, if there is one; and what is left of the timeout
-        :raises RequestRefused: too many wait
-        :raises RequestTimeout: it took too long
-        """
-        gate = self._request_gate
-        if depth:
-            if self._gates is None:
-                self._gates = {}
-            gate = self._gates.get(depth) or Gate(self._loop, partial(self._slot_at, depth))
-            self._gates[depth] = gate
-        if not gate.waiting and self._slot_at(depth):
-            return None, timeout
-        if gate.waiting >= self.settings.limits.max_queued:
-            raise RequestRefused(
-                f"{gate.waiting} calls wait for one of the other side's {self._max_requests} slots "
-                f"already; Limits.max_queued is {self.settings.limits.max_queued}"
-            )
-        started = monotonic()
+        """Wait until a call may `begin`; see `asyncipc.session.slots.Slots.wait`."""
         try:
-            async with asyncio.timeout(timeout):
-                await gate.enter()
-        except TimeoutError as error:
+            return await self.slots.wait(method, depth, timeout)
+        except RequestTimeout:
             self.timeouts += 1
-            raise _timed_out(method, timeout, ", all of it spent waiting to be sent") from error
-        if timeout is not None:
-            timeout = max(0.0, timeout - (monotonic() - started))
-        return gate, timeout
+            raise
 
     async def _await_with_progress(
         self, answer_id: int, future: asyncio.Future[Any], on_progress: OnProgress
@@ -365,7 +337,7 @@ class Calls:
         future = self.pending[answer_id]
         if future is not None and not future.done():
             self.timeouts += 1
-            future.set_exception(_timed_out(method, timeout))
+            future.set_exception(timed_out(method, timeout))
             self.abandon(answer_id)
 
     def abandon(self, answer_id: int) -> None:
@@ -388,10 +360,7 @@ class Calls:
     def _release(self, answer_id: int) -> None:
         """A call is over on the wire: its slot is free."""
         self._unsent.pop(answer_id, None)
-        depth = self._depths.pop(answer_id, 0)
-        gate = self._gates.get(depth) if depth and self._gates else self._request_gate
-        if gate is not None and gate.waiting:
-            gate.update()
+        self.slots.release(answer_id)
 
     def not_understood(self, answer_id: int, kind: int) -> None:
         """Something unknown came for a call of this side: its caller must not wait for ever."""
@@ -410,19 +379,9 @@ class Calls:
             if future is not None and not future.done():
                 future.set_exception(make_error())
                 self.abandon(answer_id)
-        self.fail_waiting(make_error)
+        self.slots.fail_waiting(make_error)
 
     # -- the session -----------------------------------------------------------------------
-
-    @property
-    def queued(self) -> int:
-        """Calls that wait for a slot or for room in the outbox."""
-        return sum(gate.waiting for gate in self._all_gates())
-
-    def update_gates(self) -> None:
-        """There is room in the outbox again."""
-        for gate in self._all_gates():
-            gate.update()
 
     def close(self, make_error: Callable[[], Exception]) -> None:
         """The session is over: every waiter gets an error of its own, at once."""
@@ -434,16 +393,4 @@ class Calls:
         for future in pending:
             if future is not None and not future.done():
                 future.set_exception(make_error())
-        self.fail_waiting(make_error)
-
-    def fail_waiting(self, make_error: Callable[[], Exception]) -> None:
-        """Calls that wait to be sent will not be."""
-        for gate in self._all_gates():
-            gate.fail(make_error)
-
-    def _all_gates(self) -> list[Gate]:
-        return [self._request_gate, *(self._gates or {}).values()]
-
-
-def _timed_out(method: str, timeout: float | None, how: str = "") -> RequestTimeout:
-    return RequestTimeout(f"no answer to {method!r} within {timeout:g} s{how}")
+        self.slots.fail_waiting(make_error)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from asyncipc.errors import (
     IPCError,
@@ -23,6 +23,7 @@ from asyncipc.errors import (
     RequestRefused,
     SessionClosed,
 )
+from asyncipc.session.companion import Companion
 from asyncipc.session.exchange import Exchange
 from asyncipc.session.greeting import Greeting
 from asyncipc.session.handlers import HandlerChain
@@ -32,7 +33,7 @@ from asyncipc.wire.framing import FrameDecoder
 from asyncipc.wire.handshake import HANDSHAKE_MAX_FRAME, Agreement, Role
 from asyncipc.wire.messages import GoodbyeCode
 
-__all__ = ["Companion", "Connection"]
+__all__ = ["Connection"]
 
 logger: logging.Logger = logging.getLogger("asyncipc")
 
@@ -44,18 +45,6 @@ PARTING_TIME: Final = 0.5
 
 # The bytes that can begin a hello: a MessagePack array of up to 15 elements.
 HELLO_LEADING: Final = bytes(range(0x91, 0xA0))
-
-
-class Companion(Protocol):
-    """What lives and dies with a session: a child process."""
-
-    async def obituary(self, error: SessionClosed) -> SessionClosed:
-        """Explain the end of the session by what is known of the companion. Bounded in time."""
-        ...
-
-    async def release(self) -> None:
-        """End the companion. Bounded in time; called once, when the session is closed."""
-        ...
 
 
 class State(enum.Enum):
@@ -133,6 +122,7 @@ class Connection:
             settings,
             token,
             self.exchange.outbox,
+            features=self.exchange.features,
             agreed=self._open,
             failed=self._fail_after_goodbye,
             noise=self._noise,
@@ -178,7 +168,7 @@ class Connection:
         self._decoder.max_frame = self.settings.limits.max_frame
         self._decoder.leading = codec.leading
         self._decoder.sink = self.exchange.open(
-            codec, agreement.limits, goodbye=self._receive_goodbye, noise=self._noise
+            codec, agreement, goodbye=self._receive_goodbye, noise=self._noise
         )
         self.state = State.OPEN
         on_open, self._on_open = self._on_open, None
@@ -220,6 +210,22 @@ class Connection:
                 raise
         finally:
             outbox.corked = False
+
+    def descriptors_received(self, descriptors: list[int], *, lost: bool) -> None:
+        """Descriptors came, with the bytes that `buffer_updated` will tell of."""
+        assert self.exchange.arrivals is not None, "it asked the transport for them"
+        self.exchange.arrivals.put(descriptors, lost=lost)
+        self.loop.call_soon(self._check_descriptors)
+
+    def _check_descriptors(self) -> None:
+        """The read that brought descriptors is over: their message has begun, if there is one."""
+        arrivals = self.exchange.arrivals
+        if arrivals is None or self.state is State.CLOSED:
+            return
+        try:
+            arrivals.check_unclaimed(between_frames=self._decoder.between_frames)
+        except ProtocolError as error:
+            self._protocol_failed(error)
 
     def writable(self) -> None:
         """The transport has taken what it kept."""

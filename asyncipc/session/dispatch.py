@@ -36,7 +36,7 @@ from asyncipc.session.reporting import ProgressSender
 from asyncipc.session.serving_streams import STREAM_KEYS, ServedStreams, serve_streams
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.streams import Streams
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import EXTEND, FAULT, REPLY, check_fields, shown
@@ -62,6 +62,7 @@ class Dispatch:
 
     :ivar running: the calls being served in tasks and threads, by their id
     :ivar requests: how many were started; ``refused``: how many were not
+    :ivar not_found: how many had no handler
     :ivar faults: how many ended in a fault
     :ivar look: sees what has come, for code that keeps the loop from reading; see `Call.cancelled`
     """
@@ -83,6 +84,7 @@ class Dispatch:
         "last_accepted",
         "look",
         "loop",
+        "not_found",
         "now",
         "progress",
         "refusal",
@@ -126,6 +128,7 @@ class Dispatch:
         self.look: Callable[[], None] = nothing_new
         self.requests: int = 0
         self.refused: int = 0
+        self.not_found: int = 0
         self.faults: int = 0
 
     def open(self, codec: Codec) -> None:
@@ -173,6 +176,7 @@ class Dispatch:
             return
         handlers = self._handlers_of(method)
         if not handlers:
+            self.not_found += 1
             self._fail(call, _not_found(method))
         elif handlers[0].is_inline and not has_streams:
             Context().run(self._serve_inline, call, handlers, params)
@@ -337,9 +341,10 @@ class Dispatch:
         lane = call.wire_id + 1
         if self.progress.held:
             self.progress.release(call)
-        attachments: list[Buffer] = []
+        message = [REPLY, lane, result]
+        attachments: list[Attachment] = []
         try:
-            data = self._codec.encode([REPLY, lane, result], attachments)
+            data = self._codec.encode(message, attachments)
         except Exception as error:  # noqa: BLE001 - also what a codec of the user's raises
             self._fail(call, error)
             return
@@ -349,15 +354,16 @@ class Dispatch:
                 self._outbox.note_answer()
             return
         try:
-            self._outbox.check_size(data, attachments)
-        except FrameTooLarge as error:
+            self._outbox.check_size(data, attachments, message)
+            transfer = self._outbox.put_large(
+                [data, *attachments],
+                lane,
+                lambda: self._replies.pop(call.wire_id, None),
+                lasting=False,  # the handler may be called again, and change its buffer
+            )
+        except (EncodeError, FrameTooLarge) as error:
             self._fail(call, error)
             return
-        # The handler's own buffer may change as soon as the handler is called again.
-        owned = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in attachments]
-        transfer = self._outbox.put_large(
-            [data, *owned], lane, lambda: self._replies.pop(call.wire_id, None)
-        )
         if not transfer.outgoing.finished:
             self._replies[call.wire_id] = transfer
 
@@ -387,10 +393,11 @@ class Dispatch:
         :raises EncodeError: the details cannot be sent
         :raises FrameTooLarge: they are larger than the other side takes
         """
-        attachments: list[Buffer] = []
-        data = self._codec.encode([FAULT, wire_id + 1, int(code), message, details], attachments)
+        attachments: list[Attachment] = []
+        fault = [FAULT, wire_id + 1, int(code), message, details]
+        data = self._codec.encode(fault, attachments)
         if attachments or len(data) > self._outbox.inline_size:
-            self._outbox.check_size(data, attachments)
+            self._outbox.check_size(data, attachments, fault)
             self._outbox.put_large([data, *attachments], wire_id + 1)
         else:
             self._outbox.put(data, wire_id + 1)

@@ -5,26 +5,33 @@ Layer 2, inside the session. Above: the connection, which decides when. Below: i
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, cast
 
 from asyncipc.errors import IPCError
+from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.pings import Pings
+from asyncipc.session.placing import Placing
 from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.streams import Streams
-from asyncipc.transport.base import Transport
+from asyncipc.transport.base import DescriptorCarrier, Transport
+from asyncipc.transport.regions import HAS_SHARED_MEMORY
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.handshake import RemoteLimits
+from asyncipc.wire.handshake import DESCRIPTORS_FEATURE, MEMORY_FEATURE, Agreement
 from asyncipc.wire.messages import GOODBYE, GoodbyeCode
 
 __all__ = ["Exchange"]
 
 MakeError = Callable[[], Exception]
+
+# That of the message that announces shared memory: nothing waits behind it but what refers to it.
+ANNOUNCEMENT_LANE: Final = -2
 
 
 class Exchange:
@@ -32,14 +39,19 @@ class Exchange:
 
     :param session: the public face, given to handlers
     :param ended: says why no more calls are accepted
+    :ivar features: what this side can do beyond the rest of the protocol
+    :ivar arrivals: what comes beside the stream, where the two sides have agreed on that
     """
 
     __slots__ = (
         "_codec",
+        "_loop",
         "_settings",
-        "_tolerates_noise",
+        "_transport",
+        "arrivals",
         "calls",
         "dispatch",
+        "features",
         "incoming_notifications",
         "notifications",
         "outbox",
@@ -59,7 +71,14 @@ class Exchange:
         ended: Callable[[], IPCError],
     ) -> None:
         self._settings = settings
-        self._tolerates_noise = transport.tolerates_noise
+        self._loop = loop
+        self._transport = transport
+        self.features: tuple[str, ...] = ()
+        if transport.can_carry_descriptors:
+            self.features = (DESCRIPTORS_FEATURE, MEMORY_FEATURE)
+            if not (HAS_SHARED_MEMORY and settings.limits.shared_memory_above):
+                self.features = (DESCRIPTORS_FEATURE,)
+        self.arrivals: Arrivals | None = None
         outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
         self.outbox: Outbox = outbox
         self.calls: Calls = Calls(loop, outbox, session, settings, ended)
@@ -77,7 +96,7 @@ class Exchange:
     def open(
         self,
         codec: Codec,
-        limits: RemoteLimits,
+        agreement: Agreement,
         *,
         goodbye: Callable[[list[Any]], None],
         noise: Callable[[bytes], None],
@@ -88,6 +107,9 @@ class Exchange:
         :param noise: called with bytes between frames
         """
         self._codec = codec
+        limits = agreement.limits
+        if DESCRIPTORS_FEATURE in agreement.features.intersection(self.features):
+            self._carry_descriptors(agreement)
         self.router = Router(
             codec,
             self.calls,
@@ -97,9 +119,11 @@ class Exchange:
             streams=self.streams,
             pings=self.pings,
             max_message=self._settings.limits.max_message,
-            tolerates_noise=self._tolerates_noise,
+            tolerates_noise=self._transport.tolerates_noise,
             goodbye=goodbye,
             noise=noise,
+            arrivals=self.arrivals,
+            placing=self.outbox.placing,
         )
         self.dispatch.open(codec)
         self.incoming_notifications.open(codec)
@@ -109,6 +133,34 @@ class Exchange:
         self.notifications.open(codec, limits.notification_credit)
         self.outbox.open(codec, max_frame=limits.max_frame, max_message=limits.max_message)
         return self.router
+
+    def _carry_descriptors(self, agreement: Agreement) -> None:
+        """Both sides can pass descriptors, and perhaps shared memory."""
+        shares = MEMORY_FEATURE in agreement.features.intersection(self.features)
+        transport = cast("DescriptorCarrier", self._transport)
+        self.arrivals = Arrivals(
+            self._loop,
+            self._settings.limits.max_descriptors,
+            shares=shares,
+            accept=transport.accept_descriptors,
+            send=self._send,
+        )
+        self.outbox.placing = Placing(
+            self._settings.limits,
+            agreement.limits.max_descriptors,
+            shares=shares,
+            send=self._send,
+            announce=self._announce,
+        )
+
+    def _send(self, message: list[Any]) -> None:
+        self.outbox.put(self._codec.encode(message, []))
+
+    def _announce(self, message: list[Any]) -> Callable[[], bool]:
+        attachments: list[Attachment] = []
+        data = self._codec.encode(message, attachments)
+        outgoing = self.outbox.put_large([data, *attachments], ANNOUNCEMENT_LANE).outgoing
+        return lambda: outgoing.finished
 
     def serve_with(self, handlers: HandlerChain) -> None:
         """From now on, ask these."""
@@ -124,7 +176,7 @@ class Exchange:
         """The other side closes: what it has not taken by ``last_id`` it will not start."""
         self.outbox.accepts_calls = False
         self.calls.refuse_after(last_id)
-        self.calls.fail_waiting(make_error)
+        self.calls.slots.fail_waiting(make_error)
         self.notifications.gate.fail(make_error)
 
     def lose_answers(self, make_error: MakeError) -> None:
@@ -153,10 +205,14 @@ class Exchange:
         self.dispatch.close()
         self.incoming_notifications.close()
         self.outbox.close()
+        if self.router is not None:
+            self.router.close()
+        if self.arrivals is not None:
+            self.arrivals.close()
 
     def _room_again(self) -> None:
         self.dispatch.progress.room_again()
-        self.calls.update_gates()
+        self.calls.slots.update()
         self.notifications.gate.update()
         self.streams.room_again()
 

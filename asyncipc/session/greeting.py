@@ -7,7 +7,7 @@ Layer 2, inside the session. Above: the connection. Below: wire.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from asyncipc.errors import (
@@ -37,6 +37,7 @@ MAX_SHOWN: Final = 300
 class Greeting:
     """The handshake of one session; the `FrameSink` until it stands.
 
+    :param features: what this side can do beyond the rest of the protocol
     :param agreed: called with what was settled
     :param failed: called with the reason, once, when no session comes of it
     :param noise: called with bytes between frames
@@ -51,6 +52,7 @@ class Greeting:
         token: bytes | None,
         outbox: Outbox,
         *,
+        features: Sequence[str],
         agreed: Callable[[Agreement], None],
         failed: Callable[[IPCError], None],
         noise: Callable[[bytes], None],
@@ -61,6 +63,7 @@ class Greeting:
             codecs=settings.codecs,
             limits=settings.limits,
             instance=os.urandom(16),
+            features=features,
             token=token,
         )
         self._outbox = outbox

@@ -66,8 +66,8 @@ class ItemReceiver(AsyncIterator[Any]):
     ) -> None:
         self._side = side
         self._lane = lane
-        # Values, the largest they may have cost their sender, and the least.
-        self._messages: deque[tuple[list[Any], int, int]] = deque()
+        # Values, the largest they may have cost their sender, the least, and what drops them.
+        self._messages: deque[tuple[list[Any], int, int, Callable[[], None] | None]] = deque()
         self._ready: Iterator[Any] = iter(())  # what is left of the first message
         self._taken: tuple[int, int] | None = None  # what that message cost
         self._finished = 0  # messages, since credit was last given; they cost ...
@@ -83,16 +83,21 @@ class ItemReceiver(AsyncIterator[Any]):
 
     # -- what comes ------------------------------------------------------------------------
 
-    def receive(self, values: list[Any], size: int, *, alone: bool) -> None:
+    def receive(
+        self, values: list[Any], size: int, drop: Callable[[], None] | None, *, alone: bool
+    ) -> None:
         """Items came.
 
         :param size: bytes of the frame, or of the transfer
+        :param drop: closes the file descriptors among them, if there are any
         :param alone: nothing else was in it, so that this is what the message cost
         :raises RemoteProtocolError: there was no credit for them, or they stand behind the end
         """
         if self.ended:
             raise RemoteProtocolError("the other side sent items behind their end")
         if self.over:
+            if drop is not None:
+                drop()
             return
         if self._under_way >= self._side.granted:
             raise RemoteProtocolError(
@@ -102,7 +107,7 @@ class ItemReceiver(AsyncIterator[Any]):
         size = max(size, SMALLEST_COST)
         least = size if alone else SMALLEST_COST
         self._under_way += least
-        self._messages.append((values, size, least))
+        self._messages.append((values, size, least, drop))
         if self._waiting:
             self._wake()
 
@@ -129,10 +134,18 @@ class ItemReceiver(AsyncIterator[Any]):
     def close(self) -> None:
         """Nobody reads any longer: what has come is dropped, and so is what comes."""
         self.over = True
+        for *_, drop in self._messages:
+            if drop is not None:
+                drop()
         self._messages.clear()
         self._ready = iter(())
         self._taken = None
         self._wake()
+
+    @property
+    def is_read(self) -> bool:
+        """There is nothing left of what has come that `close` would have to drop."""
+        return not self._messages
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -157,7 +170,7 @@ class ItemReceiver(AsyncIterator[Any]):
                 self._settle(*self._taken)
                 self._taken = None
             if self._messages:
-                values, most, least = self._messages.popleft()
+                values, most, least, _ = self._messages.popleft()
                 self._taken = most, least
                 self._ready = iter(values if self.convert is None else map(self.convert, values))
             elif self.over:

@@ -9,13 +9,16 @@ Layer 2, inside the session. Below: the outbox, wire.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
 from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
-from asyncipc.wire.attachments import Buffer
+from asyncipc.session.placing import close_given, has_descriptors
+from asyncipc.wire.arrays import is_array
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import END, ITEMS
 
@@ -39,7 +42,12 @@ FIRST_ITEMS: Final = 32
 
 # Text or bytes of this length are sent without waiting for more.
 LARGE_ITEM: Final = 4 * 1024
-SIZED: Final = frozenset({str, bytes, bytearray, memoryview})
+SIZED: Final = frozenset({str, bytes})
+
+# So is what its owner may fill anew or close when asked for the next item: buffers, and what has a
+# file descriptor. These are neither, and are many.
+PLAIN: Final = frozenset({int, float, dict, list, tuple})
+BUFFERS: Final = frozenset({bytearray, memoryview})
 
 
 class CallOver(Exception):
@@ -111,7 +119,10 @@ class ItemSender:
         """
         values = self._values
         values.append(value)
-        if len(values) >= self._batch or (value.__class__ in SIZED and len(value) >= LARGE_ITEM):
+        kind = value.__class__
+        if len(values) >= self._batch or (
+            len(value) >= LARGE_ITEM if kind in SIZED else kind not in PLAIN and _is_lent(kind)
+        ):
             self.flush()
             return True
         if not self._scheduled:
@@ -148,6 +159,10 @@ class ItemSender:
                 if len(data) > LARGEST_MESSAGE and len(values) > 1:
                     self._batch = max(1, len(values) * MESSAGE_SIZE // len(data))
                     continue
+                if len(values) > 1 and has_descriptors(attachments):
+                    self._batch = 1  # so that who does not read a message knows what to close
+                    continue
+                self._put(values, data, attachments)
             except (EncodeError, FrameTooLarge) as error:
                 if len(values) > 1:
                     self._batch = 1  # those before the culprit are sent
@@ -155,7 +170,6 @@ class ItemSender:
                 self.close(error)
                 return
             del self._values[: len(values)]
-            self._put(data, attachments, len(values))
             room = MESSAGE_SIZE * len(values) // len(data)
             self._batch = min(room or 1, 2 * self._batch, MOST_ITEMS)
 
@@ -177,7 +191,7 @@ class ItemSender:
         if self.ended:
             raise CallOver
         data, attachments = self._encoded([value])
-        self._put(data, attachments, 1)
+        self._put([value], data, attachments)
 
     async def ready(self) -> None:
         """Wait until there is credit, and room in the outbox.
@@ -228,6 +242,8 @@ class ItemSender:
         if self._error is None:
             self._error = error
         self._credit = 0
+        if self._values and self._side.outbox.placing is not None:
+            self._give_away()
         self._values.clear()
         self.wake()
 
@@ -247,24 +263,34 @@ class ItemSender:
             self.flush()
             self.wake()
 
-    def _encoded(self, values: list[Any]) -> tuple[bytes, list[Buffer]]:
-        attachments: list[Buffer] = []
-        data = self._side.codec.encode([ITEMS, self._lane, values], attachments)
-        if attachments or len(data) > self._side.outbox.inline_size:
-            self._side.outbox.check_size(data, attachments)
-        return data, attachments
+    def _give_away(self) -> None:
+        """What was gathered is the other side's to close, and will not get there."""
+        with contextlib.suppress(EncodeError):
+            close_given(self._encoded(self._values)[1])
 
-    def _put(self, data: bytes, attachments: list[Buffer], count: int) -> None:
+    def _encoded(self, values: list[Any]) -> tuple[bytes, list[Attachment]]:
+        attachments: list[Attachment] = []
+        return self._side.codec.encode([ITEMS, self._lane, values], attachments), attachments
+
+    def _put(self, values: list[Any], data: bytes, attachments: list[Attachment]) -> None:
+        """Send items, encoded.
+
+        :raises EncodeError: there is a file descriptor among them that cannot be sent
+        :raises FrameTooLarge: they are larger than the other side takes
+        """
         outbox = self._side.outbox
         cost = len(data)
         if attachments or cost > outbox.inline_size:
+            cost = outbox.check_size(data, attachments, [ITEMS, self._lane, values])
             # Nobody waits until it has left, so what its owner could change meanwhile is copied.
-            owned = [each if isinstance(each, bytes) else bytes(each) for each in attachments]
-            cost += sum(map(len, owned))
-            outbox.put_large([data, *owned], self._lane)
+            outbox.put_large([data, *attachments], self._lane, lasting=False)
         else:
             outbox.put(data, self._lane, NOTIFICATION_BATCH)
         cost = max(cost, SMALLEST_COST)
         self._credit -= cost
         self._costs.append(cost)
-        self._side.items_sent += count
+        self._side.items_sent += len(values)
+
+
+def _is_lent(kind: type) -> bool:
+    return kind in BUFFERS or hasattr(kind, "fileno") or is_array(kind)

@@ -5,11 +5,20 @@ Layer 2, inside the session. Above: the outbox. Below: wire.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
 
+from asyncipc.session.placing import Cargo, Placing
 from asyncipc.transport.base import Buffer
+from asyncipc.wire.attachments import Attachment
+from asyncipc.wire.framing import frame_header
+from asyncipc.wire.messages import BEGIN, PART
 from asyncipc.wire.transfers import MAX_TRANSFERS, Outgoing
 
 __all__ = ["Lanes", "Transfer"]
+
+# Bytes of one part. Measured: smaller parts cost bulk throughput, larger ones make a ping wait.
+PART_SIZE: Final = 256 * 1024
 
 
 class Transfer:
@@ -17,19 +26,43 @@ class Transfer:
 
     :ivar number: what it goes by on the wire; 0 until its first part leaves
     :ivar done: called when it has left or was dropped
+    :ivar cargo: what goes beside it
     :ivar retracted: it was dropped, but its turn to leave its lane has not come
     """
 
-    __slots__ = ("done", "lane", "number", "outgoing", "retracted")
+    __slots__ = ("cargo", "done", "lane", "number", "outgoing", "retracted")
 
     def __init__(
-        self, lane: int, segments: Sequence[Buffer], done: Callable[[], object] | None
+        self,
+        lane: int,
+        segments: Sequence[Buffer],
+        cargo: Cargo | None,
+        done: Callable[[], object] | None,
     ) -> None:
         self.lane: int = lane
         self.outgoing: Outgoing = Outgoing(segments)
         self.number: int = 0
         self.done: Callable[[], object] | None = done
+        self.cargo: Cargo | None = cargo
         self.retracted: bool = False
+
+    def share_some(self, placing: Placing | None) -> tuple[int, list[int] | None]:
+        """Copy the next bytes that go through shared memory, if any do.
+
+        :returns: how many; and where they are, if they are the next part of the transfer
+        """
+        if placing is None:
+            return 0, None
+        if self.number:
+            return placing.carry(self.outgoing)
+        return (0 if self.cargo is None else self.cargo.copy_some()), None
+
+    def end(self) -> None:
+        """It has left, or was dropped: nobody needs what belongs to it any longer."""
+        if self.cargo is not None:
+            self.cargo.close(begun=self.number > 0)
+        if self.done is not None:
+            self.done()
 
 
 class Lanes(dict[int, deque[bytes | Transfer]]):
@@ -55,18 +88,19 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
         else:
             line.append(transfer)
 
-    def next_transfer(self, max_message: int) -> Transfer:
+    def next_transfer(self, max_message: int) -> Transfer | None:
         """The transfer that may send a part now: the lanes take turns.
 
         One is begun only while the other side, which takes messages of ``max_message`` bytes, can
-        hold it beside those already begun.
+        hold it beside those already begun, and takes what goes beside it. None: all that there are
+        wait for the latter.
         """
         for lane in list(self):
             line = self[lane] = self.pop(lane)  # to the end: others come first now
             transfer = _first(line)
             if transfer.number or self._may_begin(transfer, max_message):
                 return transfer
-        raise AssertionError("one transfer alone may always begin")
+        return None
 
     def begin(self, transfer: Transfer) -> int:
         """The number of a transfer whose first part leaves."""
@@ -74,6 +108,34 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
         self._begun_size += transfer.outgoing.size
         transfer.number = self._last_number
         return transfer.number
+
+    def next_frame(
+        self,
+        transfer: Transfer,
+        region: list[int] | None,
+        encode: Callable[[list[Any], list[Attachment]], bytes],
+        max_frame: int,
+    ) -> tuple[list[Buffer], int, Sequence[int]]:
+        """The frame with the next part of a transfer.
+
+        :param region: where the part is, if not in the stream
+        :returns: the pieces of the frame, how many bytes of the transfer are in it, and the
+            descriptors that go with it
+        """
+        outgoing = transfer.outgoing
+        descriptors: Sequence[int] = ()
+        if transfer.number:
+            head: list[Any] = [PART, transfer.number, *([] if region is None else [region])]
+        else:
+            head = [BEGIN, self.begin(transfer), outgoing.lengths]
+            if transfer.cargo is not None:
+                head[2], descriptors = transfer.cargo.lengths, transfer.cargo.leaves()
+        envelope = encode(head, [])
+        part: list[memoryview] = []
+        if region is None:
+            part = outgoing.next_part(min(PART_SIZE, max_frame - len(envelope)))
+        size = sum(map(len, part))
+        return [frame_header(len(envelope), size) + envelope, *part], size, descriptors
 
     def drop(self, message: bytes, lane: int) -> bool:
         """Take away a message that waits behind a transfer; False if it does so no longer."""
@@ -92,6 +154,16 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
             if waiting is item:
                 return found
         return None
+
+    def when_left(self, item: bytes | Transfer, lane: int, callback: Callable[[], None]) -> None:
+        """Call back when nothing holds back any longer what may still be retracted."""
+        transfer = self.carrier(item, lane)
+        if transfer is None:
+            callback()
+        else:
+            # Asked again then: what was dropped may have stood behind others.
+            again = partial(self.when_left, item, lane, callback)
+            transfer.done = partial(_call_both, transfer.done, again)
 
     def leave(self, transfer: Transfer) -> list[bytes]:
         """Take away the first transfer of a lane, which has left or was dropped.
@@ -121,10 +193,18 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
                     yield item
 
     def _may_begin(self, transfer: Transfer, max_message: int) -> bool:
+        if transfer.cargo is not None and not transfer.cargo.may_leave:
+            return False
         if not self._begun_size:
             return True
         begun = sum(1 for line in self.values() if _first(line).number)
         return begun < MAX_TRANSFERS and self._begun_size + transfer.outgoing.size <= max_message
+
+
+def _call_both(first: Callable[[], object] | None, second: Callable[[], object]) -> None:
+    if first is not None:
+        first()
+    second()
 
 
 def _first(line: deque[bytes | Transfer]) -> Transfer:

@@ -23,7 +23,7 @@ from asyncipc.session.gate import Gate
 from asyncipc.session.handlers import Handler, HandlerChain
 from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
 from asyncipc.session.params import normalize
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import CREDIT, NOTIFY, check_fields
@@ -86,10 +86,10 @@ class NotificationSender:
             message = [NOTIFY, method, params]
             if metadata is not None:
                 message.append(dict(metadata))
-            attachments: list[Buffer] = []
+            attachments: list[Attachment] = []
             data = self._encode(message, attachments)
             if attachments or len(data) > outbox.inline_size:
-                self._send_large(data, attachments)
+                self._send_large(message, data, attachments)
             else:
                 outbox.put(data, 0, NOTIFICATION_BATCH)
                 self._charge(len(data))
@@ -105,10 +105,11 @@ class NotificationSender:
         outbox = self._outbox
         if self._credit <= 0 or self.gate.waiting or outbox.full or not outbox.accepts_calls:
             return False
-        attachments: list[Buffer] = []
-        data = self._encode([NOTIFY, method, params], attachments)
+        message = [NOTIFY, method, params]
+        attachments: list[Attachment] = []
+        data = self._encode(message, attachments)
         if attachments or len(data) > outbox.inline_size:
-            self._send_large(data, attachments)
+            self._send_large(message, data, attachments)
         else:
             outbox.put(data, 0, NOTIFICATION_BATCH)
             self._charge(len(data))
@@ -141,14 +142,13 @@ class NotificationSender:
         self._costs.append(cost)
         self.sent += 1
 
-    def _send_large(self, data: bytes, attachments: list[Buffer]) -> None:
+    def _send_large(self, message: list[Any], data: bytes, attachments: list[Attachment]) -> None:
         """Send in parts.
 
         Nobody waits until they have left, so what the caller could change meanwhile is copied.
         """
-        size = self._outbox.check_size(data, attachments)
-        owned = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in attachments]
-        self._outbox.put_large([data, *owned], 0)
+        size = self._outbox.check_size(data, attachments, message)
+        self._outbox.put_large([data, *attachments], 0, lasting=False)
         self._charge(size)
 
 

@@ -16,14 +16,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, cast
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 from asyncipc.session.lanes import Lanes, Transfer
-from asyncipc.transport.base import Buffer
+from asyncipc.session.placing import Placing, measure, place
+from asyncipc.session.sinks import NOWHERE, DescriptorSink, Sink
+from asyncipc.wire.attachments import Attachment, NoDescriptors
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.framing import frame_header
-from asyncipc.wire.messages import BEGIN, PART, RETRACT
+from asyncipc.wire.messages import RETRACT
 
 __all__ = ["Outbox"]
 
@@ -42,9 +44,6 @@ BATCH_COUNT: Final = 16
 # Nobody waits for notifications, so they gather until the turn or the batch is full.
 NOTIFICATION_BATCH: Final = 4096
 
-# Bytes of one part. Measured: smaller parts cost bulk throughput, larger ones make a ping wait.
-PART_SIZE: Final = 256 * 1024
-
 # What one turn of the loop may write before others get their turn.
 TURN_SIZE: Final = 2 * 1024 * 1024
 
@@ -56,22 +55,6 @@ BATCH_HEADER: Final = 16
 MAX_UNREAD: Final = 100_000
 
 
-class Sink(Protocol):
-    """The part of a transport that the outbox uses."""
-
-    def write(self, buffers: Sequence[Buffer]) -> bool:
-        """See `asyncipc.transport.base.Transport.write`."""
-        ...
-
-
-class Nowhere:
-    """Takes what is still put after the session's end, and makes nothing of it."""
-
-    def write(self, _buffers: Sequence[Buffer]) -> bool:
-        """Everything fits."""
-        return True
-
-
 class Outbox:
     """Gathers what a session sends and writes it to its transport.
 
@@ -80,6 +63,7 @@ class Outbox:
     :ivar accepts_calls: the session is open for new requests and notifications
     :ivar is_blocked: the transport keeps what it was given last, because the other side does not
         read, or not as fast
+    :ivar placing: what can go beside the stream, where the two sides have agreed on that
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
@@ -106,6 +90,7 @@ class Outbox:
         "inline_size",
         "is_blocked",
         "limit",
+        "placing",
         "size",
     )
 
@@ -131,6 +116,7 @@ class Outbox:
         self._was_full = False
         self.accepts_calls: bool = False
         self.corked: bool = False
+        self.placing: Placing | None = None
         self.size: int = 0
         self.bytes_sent: int = 0
 
@@ -163,12 +149,22 @@ class Outbox:
         """Everything has been handed to the kernel."""
         return not (self.is_blocked or self._queue or self._lanes)
 
-    def check_size(self, message: bytes, attachments: Sequence[Buffer]) -> int:
-        """The size in bytes of a message with what is attached.
+    def check_size(
+        self, data: bytes, attachments: Sequence[Attachment], message: list[Any] | None = None
+    ) -> int:
+        """The size in bytes of an encoded message with what is attached.
 
+        :param message: where it has attachments
         :raises FrameTooLarge: the other side would not take it
+        :raises EncodeError: it holds a file descriptor, and cannot be sent one
         """
-        size = len(message) + sum(memoryview(buffer).nbytes for buffer in attachments)
+        size, descriptors = measure(attachments)
+        if descriptors:
+            if self.placing is None:
+                self._encode(cast("list[Any]", message), NoDescriptors())  # knows the path
+            else:
+                self.placing.check_count(descriptors)
+        size += len(data)
         if size > self._max_message:
             raise FrameTooLarge(
                 f"the message has {size} bytes; "
@@ -228,13 +224,19 @@ class Outbox:
         return len(answers)
 
     def put_large(
-        self, segments: Sequence[Buffer], lane: int, done: Callable[[], object] | None = None
+        self,
+        segments: Sequence[Attachment],
+        lane: int,
+        done: Callable[[], object] | None = None,
+        *,
+        lasting: bool = True,
     ) -> Transfer:
         """Send a message in parts: the encoded message, then its attachments.
 
-        The buffers must not change until ``done`` is called.
+        :param lasting: the buffers do not change until ``done`` is called; else they are copied
+        :raises EncodeError: a file descriptor cannot be copied
         """
-        transfer = Transfer(lane, segments, done)
+        transfer = Transfer(lane, *place(self.placing, segments, lasting=lasting), done)
         self.size += transfer.outgoing.size
         self._lanes.add(transfer)
         self.flush()
@@ -258,8 +260,8 @@ class Outbox:
             self.put(self._encode([RETRACT, item.number], []))
         if item is self._lanes[lane][0]:
             self._finish(item)
-        elif item.done is not None:
-            item.done()  # `_finish` passes over it when its turn comes
+        else:
+            item.end()  # `_finish` passes over it when its turn comes
         self.flush()
         return True
 
@@ -269,14 +271,8 @@ class Outbox:
             self.retract(item, lane)
 
     def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], None]) -> None:
-        """Call back when nothing holds back any longer what may still be retracted."""
-        transfer = self._lanes.carrier(item, lane)
-        if transfer is None:
-            callback()
-        else:
-            # Asked again then: what was dropped may have stood behind others.
-            again = partial(self.when_left, item, lane, callback)
-            transfer.done = partial(_call_both, transfer.done, again)
+        """See `Lanes.when_left`."""
+        self._lanes.when_left(item, lane, callback)
 
     def written(self) -> None:
         """The transport has taken what it kept."""
@@ -317,17 +313,23 @@ class Outbox:
 
     def flush(self) -> None:
         """Write until nothing is left, the transport is full, or others should have a turn."""
-        written = 0
+        written = copied = 0
         while not self.is_blocked:
             if self._queue:
                 frame = self._next_frame()
                 written += len(frame)
                 self.is_blocked = not self._sink.write((frame,))
             elif self._lanes:
-                if written >= TURN_SIZE:
+                if written + copied >= TURN_SIZE:
                     self._schedule()
                     break
-                written += self._write_part()
+                transfer = self._lanes.next_transfer(self._max_message)
+                if transfer is None:
+                    break  # the other side will say when it takes what goes beside it
+                size, region = transfer.share_some(self.placing)
+                copied += size
+                if region is not None or not size:
+                    written += self._write_part(transfer, region, size)
             else:
                 break
         self.bytes_sent += written
@@ -348,10 +350,11 @@ class Outbox:
         self._lanes.clear()
         self.size = 0
         for transfer in transfers:
-            if transfer.done is not None:
-                transfer.done()
+            transfer.end()
         self._sink = NOWHERE
         self.written()
+        if self.placing is not None:
+            self.placing.close()
 
     def _call_written(self) -> None:
         callbacks, self._on_written = self._on_written, []
@@ -404,42 +407,31 @@ class Outbox:
         self.size -= size
         return queue[0] if taken == 1 else self._join(queue[:taken])
 
-    def _write_part(self) -> int:
-        """Write the next part of the transfer whose turn it is; return its size in bytes."""
-        transfer = self._lanes.next_transfer(self._max_message)
-        outgoing = transfer.outgoing
-        if transfer.number:
-            head: list[Any] = [PART, transfer.number]
+    def _write_part(self, transfer: Transfer, region: list[int] | None, shared: int) -> int:
+        """Write the next part of a transfer; return its size in bytes.
+
+        :param region: where the next ``shared`` bytes are, if not in the stream
+        """
+        frame, size, descriptors = self._lanes.next_frame(
+            transfer, region, self._encode, self._max_frame
+        )
+        self.size -= size + shared
+        if descriptors:
+            sink = cast("DescriptorSink", self._sink)
+            self.is_blocked = not sink.write_with_descriptors(frame, descriptors)
         else:
-            head = [BEGIN, self._lanes.begin(transfer), outgoing.lengths]
-        envelope = self._encode(head, [])
-        part = outgoing.next_part(min(PART_SIZE, self._max_frame - len(envelope)))
-        size = sum(map(len, part))
-        self.size -= size
-        frame = frame_header(len(envelope), size) + envelope
-        self.is_blocked = not self._sink.write([frame, *part])
-        if outgoing.finished:
+            self.is_blocked = not self._sink.write(frame)
+        if transfer.outgoing.finished:
             self._finish(transfer)
-        return len(frame) + size
+        return len(frame[0]) + size
 
     def _finish(self, transfer: Transfer) -> None:
         """A transfer has left or was dropped: what stands behind it in its lane may go."""
         self._queue += self._lanes.leave(transfer)
-        if transfer.done is None:
-            return
         if self.is_blocked:
-            self._on_written.append(transfer.done)  # the transport still reads the buffers
+            self._on_written.append(transfer.end)  # the transport still reads the buffers
         else:
-            transfer.done()
-
-
-NOWHERE: Final = Nowhere()
-
-
-def _call_both(first: Callable[[], object] | None, second: Callable[[], object]) -> None:
-    if first is not None:
-        first()
-    second()
+            transfer.end()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

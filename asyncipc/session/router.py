@@ -9,16 +9,19 @@ Layer 2, inside the session. Above: the connection. Below: wire.
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from asyncipc.errors import DecodeError, RemoteProtocolError
+from asyncipc.errors import DecodeError, ProtocolError, RemoteProtocolError
+from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.pings import Pings
+from asyncipc.session.placing import Placing
 from asyncipc.session.streams import Streams
 from asyncipc.wire import messages
 from asyncipc.wire.codec import Codec
+from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import ITEMS, NOTIFY, REPLY, REQUEST, GoodbyeCode, check_fields, shown
-from asyncipc.wire.transfers import Assembler
+from asyncipc.wire.transfers import Assembler, Beside
 
 __all__ = ["Router"]
 
@@ -29,10 +32,13 @@ class Router:
     :param tolerates_noise: an envelope that holds no message is noise, not an error
     :param goodbye: called with a goodbye
     :param noise: called with bytes between frames
+    :param arrivals: what comes beside the stream; None where nothing may
+    :param placing: what goes beside the stream; None where nothing may
     """
 
     __slots__ = (
         "_answered",
+        "_arrivals",
         "_assembler",
         "_calls",
         "_decode",
@@ -43,6 +49,7 @@ class Router:
         "_notifications",
         "_notified",
         "_pings",
+        "_placing",
         "_receive_goodbye",
         "_requested",
         "_streams",
@@ -65,6 +72,8 @@ class Router:
         tolerates_noise: bool,
         goodbye: Callable[[list[Any]], None],
         noise: Callable[[bytes], None],
+        arrivals: Arrivals | None,
+        placing: Placing | None,
     ) -> None:
         self._decode = codec.decode
         self._calls = calls
@@ -82,6 +91,8 @@ class Router:
         self._assembler: Assembler | None = None  # made when the first transfer comes
         self.noise: Callable[[bytes], None] = noise
         self.ignored: int = 0
+        self._arrivals = arrivals
+        self._placing = placing
         self._is_over = False  # what stands behind that goodbye in its batch is not served
 
     def envelope(self, data: memoryview, attached: int) -> bool:
@@ -117,14 +128,64 @@ class Router:
         segments = self._assembler.feed(data)
         if segments is None:
             return
+        beside, self._assembler.beside = self._assembler.beside, None
+        if beside is not None:
+            self._route_unloaded(segments, beside)
+            return
+        self._route(self._decode_segments(segments), sum(map(len, segments)))
+
+    def close(self) -> None:
+        """The session is over: drop what is unfinished."""
+        if self._assembler is not None:
+            self._assembler.close()
+
+    def _decode_segments(self, segments: list[Any]) -> list[Any]:
         try:
-            decoded = self._decode(segments[0], segments[1:])
+            return self._decode(segments[0], segments[1:])
         except DecodeError as error:
             raise RemoteProtocolError(f"the other side sent no message: {error}") from error
-        self._route(decoded, sum(map(len, segments)))
 
-    def _route(self, decoded: list[Any], size: int) -> None:
-        """Hand over one message, or each of a batch; the three commonest kinds first."""
+    def _route_unloaded(self, segments: list[Any], beside: Beside) -> None:
+        """Hand over a message with descriptors or shared memory.
+
+        Descriptors in what nobody takes (a late reply, a request without a handler) are closed.
+        """
+        assert self._arrivals is not None
+        self._arrivals.gather_regions()
+        try:
+            self._route_filled(segments, beside)
+        finally:
+            segments.clear()
+            # Together with the answer, if there is one already.
+            self._arrivals.return_regions()
+
+    def _route_filled(self, segments: list[Any], beside: Beside) -> None:
+        size = sum(map(len, segments)) + beside.size
+        for at, attached in beside.attached.items():
+            segments[at] = attached
+        taken = False
+        try:
+            decoded = self._decode_segments(segments)
+            dropped = self._count_dropped()
+            self._route(decoded, size, beside.close_descriptors)
+            taken = self._count_dropped() == dropped and not isinstance(decoded, BrokenMessage)
+        finally:
+            beside.finish(dropped=not taken)
+
+    def _count_dropped(self) -> int:
+        return (
+            self._calls.late_replies
+            + self._dispatch.refused
+            + self._dispatch.not_found
+            + self._incoming_notifications.unhandled
+            + self.ignored
+        )
+
+    def _route(self, decoded: list[Any], size: int, drop: Callable[[], None] | None = None) -> None:
+        """Hand over one message, or each of a batch; the three commonest kinds first.
+
+        :param drop: closes the descriptors that came with it
+        """
         incoming = self._incoming_notifications
         before = incoming.received
         batch = decoded if isinstance(decoded[0], list) else (decoded,)
@@ -138,7 +199,8 @@ class Router:
                 self._notified(message)
             elif kind == ITEMS:
                 check_fields(message)
-                self._streams.receive(message, size, alone=batch is not decoded)
+                alone = batch is not decoded
+                self._streams.receive(message, size, drop if alone else None, alone=alone)
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:
@@ -181,16 +243,63 @@ class Router:
     def _receive_begin(self, message: list[Any]) -> None:
         if self._assembler is None:
             self._assembler = Assembler(self._max_message)
-        self._assembler.begin(message[1], message[2])
+        lengths, beside = message[2], None
+        if any(type(length) is not int for length in lengths):
+            if self._arrivals is None:
+                raise RemoteProtocolError(
+                    "the other side sent a transfer with descriptors or shared memory, which was "
+                    "not agreed on"
+                )
+            lengths, beside = self._arrivals.unload(lengths)
+        try:
+            self._assembler.begin(message[1], lengths, beside)
+        except ProtocolError:
+            if beside is not None:
+                beside.finish(dropped=True)
+            raise
 
     def _receive_part(self, message: list[Any]) -> None:
         if self._assembler is None:
             self._assembler = Assembler(self._max_message)
         self._assembler.part(message[1])
+        if len(message) > 2 and message[2] is not None:
+            if self._arrivals is None:
+                raise RemoteProtocolError(
+                    "the other side sent a part in shared memory, which was not agreed on"
+                )
+            self._arrivals.gather_regions()
+            self._feed_region(*message[2], arrivals=self._arrivals)
+            self._arrivals.return_regions()
+
+    def _feed_region(self, *region: int, arrivals: Arrivals) -> None:
+        assert self._assembler is not None
+        memory = arrivals.region(*region)
+        self._assembler.expect(len(memory))
+        self.attached(memory.readonly())
 
     def _receive_retract(self, message: list[Any]) -> None:
         if self._assembler is not None:
             self._assembler.retract(message[1])
+
+    def _receive_descriptors(self, message: list[Any]) -> None:
+        if self._arrivals is None or self._placing is None:
+            self._receive_unknown(message)
+        elif message[1] == 0:
+            self._arrivals.asked()
+        else:
+            self._placing.credited(message[1])
+
+    def _receive_memory(self, message: list[Any]) -> None:
+        if self._arrivals is None:
+            self._receive_unknown(message)
+        else:
+            self._arrivals.announced(*message[1:4])
+
+    def _receive_release(self, message: list[Any]) -> None:
+        if self._placing is None:
+            self._receive_unknown(message)
+        else:
+            self._placing.released(*message[1:3])
 
     def _take_goodbye(self, message: list[Any]) -> None:
         self._receive_goodbye(message)
@@ -232,6 +341,9 @@ class Router:
         messages.PART: _receive_part,
         messages.RETRACT: _receive_retract,
         messages.GOODBYE: _take_goodbye,
+        messages.DESCRIPTORS: _receive_descriptors,
+        messages.MEMORY: _receive_memory,
+        messages.RELEASE: _receive_release,
         messages.HELLO: _receive_late,
         messages.AUTH: _receive_late,
     }

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from asyncipc.errors import SessionClosed
 from asyncipc.lazy import LazyModule
-from asyncipc.session.connection import Companion, Connection
+from asyncipc.session.companion import Companion
+from asyncipc.session.connection import Connection
 from asyncipc.session.context import serving
 from asyncipc.session.handlers import (
     HandlerChain,
@@ -59,6 +60,11 @@ class Statistics(NamedTuple):
     :ivar queued: calls and notifications of this side that wait for a slot, credit or room
     :ivar running: handlers at work, notifications included
     :ivar outbox_size: bytes that wait to be handed to the transport
+    :ivar descriptors_sent: file descriptors that went, those of shared memory included
+    :ivar descriptors_received: file descriptors that came
+    :ivar shared_bytes_sent: bytes of attachments that went through shared memory
+    :ivar shared_bytes_received: bytes of attachments that came through shared memory
+    :ivar arena_used: bytes of this side's arena that the other side has not given back
     """
 
     requests_sent: int
@@ -82,6 +88,11 @@ class Statistics(NamedTuple):
     queued: int
     running: int
     outbox_size: int
+    descriptors_sent: int = 0
+    descriptors_received: int = 0
+    shared_bytes_sent: int = 0
+    shared_bytes_received: int = 0
+    arena_used: int = 0
 
 
 class Session:
@@ -178,7 +189,8 @@ class Session:
         :raises SessionClosed: the session has ended, or ended before the answer came; `PeerDied`
             where the other side did not say goodbye
         :raises EncodeError: the parameters cannot be sent; the session goes on
-        :raises FrameTooLarge: the request is larger than the other side takes; the session goes on
+        :raises FrameTooLarge: the request is larger than the other side takes, or has more file
+            descriptors; the session goes on
         :raises DecodeError: the result cannot be understood here; the session goes on
         :raises CallDepthExceeded: calls within calls are nested too deeply
 
@@ -369,6 +381,7 @@ class Session:
         exchange = connection.exchange
         calls, dispatch, router = exchange.calls, exchange.dispatch, exchange.router
         sender, receiver = exchange.notifications, exchange.incoming_notifications
+        placing, arrivals = exchange.outbox.placing, exchange.arrivals
         return Statistics(
             requests_sent=calls.requests,
             requests_served=dispatch.requests,
@@ -388,9 +401,14 @@ class Session:
             items_received=exchange.streams.items_received,
             stalls=exchange.streams.stalls,
             pending=len(calls.pending),
-            queued=calls.queued + sender.gate.waiting,
+            queued=calls.slots.queued + sender.gate.waiting,
             running=len(dispatch.running) + len(receiver.running),
             outbox_size=exchange.outbox.size,
+            descriptors_sent=0 if placing is None else placing.descriptors_sent,
+            descriptors_received=0 if arrivals is None else arrivals.descriptors_received,
+            shared_bytes_sent=0 if placing is None else placing.shared_sent,
+            shared_bytes_received=0 if arrivals is None else arrivals.shared_received,
+            arena_used=0 if placing is None else placing.arena_used,
         )
 
     def __repr__(self) -> str:

@@ -128,10 +128,11 @@ class StreamedCall:
 
     def drop(self) -> None:
         """`end`, from whatever thread a finalizer runs in."""
-        if self._future is not None and not self._future.done():
+        future, receiver = self._future, self.receiver
+        if future is not None and not (future.done() and (receiver is None or receiver.is_read)):
             # RuntimeError: the loop is closed, and with it the session.
             with contextlib.suppress(RuntimeError):
-                self._future.get_loop().call_soon_threadsafe(self.end)
+                future.get_loop().call_soon_threadsafe(self.end)
 
 
 class Stream(AsyncIterator[Any]):

@@ -118,18 +118,22 @@ class Streams:
 
     # -- what comes ------------------------------------------------------------------------
 
-    def receive(self, message: list[Any], size: int, *, alone: bool) -> None:
+    def receive(
+        self, message: list[Any], size: int, drop: Callable[[], None] | None, *, alone: bool
+    ) -> None:
         """Items came; see `ItemReceiver.receive`."""
         wire_id = message[1]
         receiver = self._receivers.get(wire_id)
         if receiver is None:
             self._check_late(wire_id, "items")
+            if drop is not None:
+                drop()
         elif isinstance(message, BrokenMessage):
             receiver.broken(message.error)
         else:
             values = message[2]
             self.items_received += len(values)
-            receiver.receive(values, size, alone=alone)
+            receiver.receive(values, size, drop, alone=alone)
 
     def receive_end(self, wire_id: int) -> None:
         """The end of the items of a call came."""

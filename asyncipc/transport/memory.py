@@ -45,6 +45,7 @@ class MemoryTransport:
     )
 
     drops_on_close = False
+    can_carry_descriptors = False
 
     _loop: asyncio.AbstractEventLoop
     _other: "MemoryTransport"

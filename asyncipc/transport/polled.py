@@ -68,6 +68,7 @@ class PolledTransport(abc.ABC):
     _receiver: Receiver
 
     drops_on_close = False
+    can_carry_descriptors = False
 
     def __init__(
         self,

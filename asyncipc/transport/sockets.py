@@ -4,13 +4,15 @@ Owns: the options of a socket and who is at its other end. Above: the peer layer
 sockets. Below: ``polled``.
 """
 
+import array
 import os
 import socket
 import struct
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, cast
 
-from asyncipc.transport.base import Credentials
+from asyncipc.transport.base import Buffer, Credentials, DescriptorReceiver
 from asyncipc.transport.polled import PolledTransport
 
 __all__ = ["SocketTransport", "is_tcp", "peer_credentials", "tune"]
@@ -20,6 +22,15 @@ __all__ = ["SocketTransport", "is_tcp", "peer_credentials", "tune"]
 _KEEPALIVE_IDLE: Final = 60
 _KEEPALIVE_INTERVAL: Final = 10
 _KEEPALIVE_COUNT: Final = 6
+
+# What the kernel passes at most with one write (SCM_MAX_FD), so that none is lost for want of room.
+_MAX_DESCRIPTORS: Final = 253
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+
+# A descriptor that comes must not get into a child that is being started: at once where possible.
+_CLOSE_ON_EXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)  # its operators as an enum take longer than the read
 
 
 class SocketTransport(PolledTransport):
@@ -32,13 +43,14 @@ class SocketTransport(PolledTransport):
     :param description: for messages to people
     """
 
-    __slots__ = ("_sock", "drops_on_close")
+    __slots__ = ("_outgoing", "_sock", "can_carry_descriptors", "drops_on_close")
 
     def __init__(self, sock: socket.socket, *, description: str) -> None:
         sock.setblocking(False)
         tune(sock)
         self._sock = sock
         self.drops_on_close: bool = is_tcp(sock)
+        self.can_carry_descriptors: bool = sock.family == socket.AF_UNIX
         super().__init__(
             sock.fileno(),
             sock.fileno(),
@@ -49,6 +61,45 @@ class SocketTransport(PolledTransport):
             tolerates_noise=False,
             credentials=peer_credentials(sock),
         )
+
+    def accept_descriptors(self) -> None:
+        self._read_into = self._receive
+
+    def write_with_descriptors(self, buffers: Sequence[Buffer], descriptors: Sequence[int]) -> bool:
+        if not (self._output_ended or self._unsent):
+            self._outgoing = array.array("i", descriptors)
+            self._send_many = self._send_descriptors
+        return self.write(buffers)
+
+    def _send_descriptors(self, buffers: Sequence[Buffer]) -> int:
+        """Takes the place of ``sendmsg`` until a first byte has left, and they with it."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, self._outgoing)
+        sent = self._sock.sendmsg(buffers, (rights,))
+        self._send_many = self._sock.sendmsg
+        return sent
+
+    def _receive(self, buffer: memoryview) -> int:
+        """Takes the place of ``recv_into`` where descriptors may come.
+
+        Linux ends a read behind the write that they came with, so a read brings those of one
+        write at most.
+        """
+        count, ancillary, flags, _ = self._sock.recvmsg_into(
+            (buffer,), _ANCILLARY_SIZE, _CLOSE_ON_EXEC
+        )
+        if ancillary or flags & _TRUNCATED:
+            descriptors = array.array("i")
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    whole = len(data) - len(data) % descriptors.itemsize
+                    descriptors.frombytes(data[:whole])
+            if not _CLOSE_ON_EXEC:
+                for descriptor in descriptors:
+                    os.set_inheritable(descriptor, False)
+            cast("DescriptorReceiver", self._receiver).descriptors_received(
+                descriptors.tolist(), lost=bool(flags & _TRUNCATED)
+            )
+        return count
 
     def _shut_output(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)

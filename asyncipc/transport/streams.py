@@ -84,6 +84,7 @@ class StreamTransport:
         if tolerates_noise is None:
             tolerates_noise = _may_be_stdio(sock)
         self.tolerates_noise: bool = tolerates_noise
+        self.can_carry_descriptors = False
         self.drops_on_close: bool = sock is not None and is_tcp(sock)
         self.credentials: Credentials | None = None if sock is None else peer_credentials(sock)
         self._streams = streams

@@ -113,6 +113,7 @@ class TlsTransport(asyncio.BufferedProtocol):
     def __init__(self, sock: socket.socket, description: str) -> None:
         self.description = description
         self.tolerates_noise = False
+        self.can_carry_descriptors = False
         self.drops_on_close = False  # it takes what comes until the other side's goodbye
         self.credentials: Credentials | None = peer_credentials(sock)
         self._transport: asyncio.Transport | None = None

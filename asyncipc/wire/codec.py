@@ -9,7 +9,7 @@ Layer 1. Above: the session. Below: attachments.
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.attachments import Attached, Buffer
 
 __all__ = ["Codec"]
 
@@ -29,12 +29,13 @@ class Codec(Protocol):
     name: str
     leading: bytes
 
-    def encode(self, message: list[Any], attachments: list[Buffer]) -> bytes:
+    def encode(self, message: list[Any], attachments: list[Any]) -> bytes:
         """One message as an envelope.
 
         :param message: ``[kind, field, ...]``
         :param attachments: a codec may append large buffers here and leave numbered placeholders
-            in the envelope. They are kept uncopied until they are sent.
+            in the envelope. They are kept uncopied until they are sent. So are objects with a
+            file descriptor, unless the list is a `NoDescriptors` (in ``attachments``).
         :raises EncodeError: it cannot be sent; the text begins with the path to the culprit, and
             nothing was appended
         """
@@ -44,7 +45,7 @@ class Codec(Protocol):
         """Several encoded messages, none with attachments, as one envelope: a batch."""
         ...
 
-    def decode(self, envelope: Buffer, attachments: Sequence[bytes] = ()) -> list[Any]:
+    def decode(self, envelope: Buffer, attachments: Sequence[Attached] = ()) -> list[Any]:
         """The message in an envelope, or the list of messages of a batch.
 
         A message in which a value cannot be understood here is a `BrokenMessage`; those around

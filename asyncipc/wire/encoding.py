@@ -12,16 +12,22 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+from asyncipc.wire.arrays import describe_array, is_array
 from asyncipc.wire.attachments import (
     ATTACH_ABOVE,
     BUFFER_TYPES,
+    DESCRIPTOR,
     MAX_ATTACHMENTS,
+    Attachment,
     Buffer,
+    NoDescriptors,
+    Writable,
     as_attachment,
 )
 from asyncipc.wire.paths import PathError, describe
 from asyncipc.wire.registry import registration
 from asyncipc.wire.values import (
+    ARRAY,
     ATTACHMENT,
     BY_CLASS,
     ENUM,
@@ -53,7 +59,7 @@ def by_type(extensions: Sequence[Extension]) -> dict[type, Extension]:
 class Flattener:
     """One walk through one message; a subclass says how its codec writes what is not native.
 
-    :param attachments: buffers put aside are appended here
+    :param attachments: buffers and descriptors put aside are appended here
     :param attach_above: put buffers of at least this many bytes aside
     :param extensions: the user's own types
     :param trusted: types whose values are taken as they are, unseen. A quick first attempt trusts
@@ -66,7 +72,7 @@ class Flattener:
 
     def __init__(
         self,
-        attachments: list[Buffer],
+        attachments: list[Attachment],
         *,
         extensions: Mapping[type, Extension],
         trusted: frozenset[type],
@@ -184,17 +190,51 @@ class Flattener:
         return text
 
     def _buffer(self, buffer: Buffer) -> Any:
-        kind = type(buffer)
         try:
             size = buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
-            if size < self._attach_above or len(self._attachments) >= MAX_ATTACHMENTS:
+            if not self._is_put_aside(size):
                 return self.flat_bytes(buffer) if isinstance(buffer, bytes) else self._row(buffer)
             attachment = as_attachment(buffer)
         except ValueError as error:
             raise PathError(f"a memoryview that was released: {error}") from error
+        return self._placeholder(attachment, type(buffer).__name__)
+
+    def _is_put_aside(self, size: int) -> bool:
+        return size >= self._attach_above and len(self._attachments) < MAX_ATTACHMENTS
+
+    def _placeholder(self, attachment: Attachment, kind: str) -> Any:
         self._attachments.append(attachment)
         index = len(self._attachments) - 1
-        return self.wrap(ATTACHMENT, self.flat([index, kind.__name__]))
+        return self.wrap(ATTACHMENT, self.flat([index, kind]))
+
+    def _array(self, value: Any) -> Any:
+        head, data = self._payload(describe_array, value)
+        if self._is_put_aside(len(data)):
+            content = self._placeholder(data, ARRAY.name)
+        else:
+            content = self.flat_bytes(bytes(data))
+        return self.wrap(ARRAY, [*self.flat(head), content])
+
+    def _writable(self, buffer: memoryview) -> Any:
+        if not self._is_put_aside(buffer.nbytes):
+            return self._row(bytearray(buffer))
+        return self._placeholder(as_attachment(buffer), ARRAY.name)
+
+    def _descriptor(self, value: Any) -> Any:
+        """A placeholder for an object with a file descriptor, which must be open."""
+        name = type(value).__qualname__
+        if isinstance(self._attachments, NoDescriptors):
+            raise PathError(
+                f"a file descriptor ({name}) can only be sent over a unix socket to a side that "
+                "takes them"
+            )
+        if hasattr(value, "do_handshake"):
+            raise PathError("a TLS socket cannot be sent: what makes it one is in this process")
+        if len(self._attachments) >= MAX_ATTACHMENTS:
+            raise PathError(f"a message has at most {MAX_ATTACHMENTS} attachments")
+        if self._payload(lambda holder: holder.fileno(), value) < 0:
+            raise PathError(f"this {name} is closed")
+        return self._placeholder(value, DESCRIPTOR)
 
     def _extended(self, value: Any, kind: type) -> Any:
         if kind is _Flat:
@@ -215,11 +255,21 @@ class Flattener:
             if isinstance(value, enum.Enum):
                 return self.wrap(ENUM, self.flat(self._payload(ENUM.encode, value)))
             entry = registration(kind)
-            if entry is None:
-                raise PathError(_advice(kind))
-            return self._message(value, entry.lenient)
+            if entry is not None:
+                return self._message(value, entry.lenient)
+            return self._foreign(value, kind)
         finally:
             self._nesting -= 1
+
+    def _foreign(self, value: Any, kind: type) -> Any:
+        """Of a type that nobody registered."""
+        if is_array(kind):
+            return self._array(value)
+        if kind is Writable:
+            return self._writable(value.buffer)
+        if callable(getattr(kind, "fileno", None)):
+            return self._descriptor(value)
+        raise PathError(_advice(kind))
 
     def _row(self, value: Any) -> Any:
         row = BY_CLASS[type(value)]

@@ -154,6 +154,11 @@ class FrameDecoder:
             self.advance(count)
             rest = rest[count:]
 
+    @property
+    def between_frames(self) -> bool:
+        """No frame has begun that is not complete."""
+        return not (self._attached or self._kept or self._own is not None)
+
     def finish(self) -> str:
         """The stream has ended: hand over a rest that can only be noise.
 

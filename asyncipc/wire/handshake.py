@@ -14,7 +14,7 @@ Authentication is mutual: each side proves that it knows the token, without send
 Layer 1. Above: the session. Below: errors and config.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -32,7 +32,9 @@ else:
     authentication = LazyModule("asyncipc.wire.authentication")
 
 __all__ = [
+    "DESCRIPTORS_FEATURE",
     "HANDSHAKE_MAX_FRAME",
+    "MEMORY_FEATURE",
     "VERSIONS",
     "Agreement",
     "Handshake",
@@ -49,6 +51,10 @@ VERSIONS: Final = (1, 1)
 HANDSHAKE_MAX_FRAME: Final = 16 * 1024
 
 HMAC_SHA256: Final = "hmac-sha256"
+
+# What a side can do beyond the rest of docs/protocol.md; it is done where both sides can.
+DESCRIPTORS_FEATURE: Final = "descriptors"
+MEMORY_FEATURE: Final = "shared memory"
 
 
 class Role(Enum):
@@ -75,6 +81,7 @@ class RemoteLimits(NamedTuple):
     max_requests: int
     notification_credit: int
     stream_credit: int
+    max_descriptors: int = 0
 
 
 class Agreement(NamedTuple):
@@ -93,6 +100,7 @@ SMALLEST_LIMITS: Final = RemoteLimits(
     max_requests=1,
     notification_credit=HANDSHAKE_MAX_FRAME,
     stream_credit=HANDSHAKE_MAX_FRAME,
+    max_descriptors=0,
 )
 
 
@@ -104,6 +112,7 @@ class Handshake:
     :param codecs: names of all codecs this side speaks
     :param limits: what this side announces
     :param instance: 16 random bytes, new for each session
+    :param features: names of what this side can do beyond the rest
     :param token: the shared secret: a listener then asks for a proof, a connecting side insists
         on being asked
     """
@@ -116,12 +125,14 @@ class Handshake:
         codecs: Collection[str],
         limits: Limits,
         instance: bytes,
+        features: Sequence[str] = (),
         token: bytes | None = None,
     ) -> None:
         self._role = role
         self._codec = codec
         self._codecs = codecs
         self._limits = limits
+        self._features = features
         self._token = token
         self._instance = instance
         self._sent_hello = b""
@@ -166,7 +177,7 @@ class Handshake:
             "versions": list(VERSIONS),
             "instance": self._instance,
             "codec": codec,
-            "features": [],
+            "features": list(self._features),
             "limits": {
                 "max_frame": self._limits.max_frame,
                 "max_message": self._limits.max_message,
@@ -175,6 +186,8 @@ class Handshake:
                 "stream_credit": self._limits.stream_credit,
             },
         }
+        if DESCRIPTORS_FEATURE in self._features:
+            parameters["limits"]["max_descriptors"] = self._limits.max_descriptors
         if self._token is not None and self._role is Role.LISTENING:
             parameters["auth"] = [HMAC_SHA256]
         self._sent_hello = msgpack.packb([HELLO, parameters])

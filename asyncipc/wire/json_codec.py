@@ -28,6 +28,8 @@ from typing import Any, ClassVar, Final
 from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire.attachments import (
     ATTACH_ABOVE,
+    Attached,
+    Attachment,
     AttachmentError,
     Attachments,
     Buffer,
@@ -59,7 +61,7 @@ class JSON:
         self._by_code = {extension.code: extension for extension in extensions}
         self._attach_above = check_attach_above(attach_above)
 
-    def encode(self, message: list[Any], attachments: list[Buffer]) -> bytes:
+    def encode(self, message: list[Any], attachments: list[Attachment]) -> bytes:
         """See `Codec.encode`."""
         before = len(attachments)
         flattener = _Flattener(
@@ -81,7 +83,7 @@ class JSON:
         """See `Codec.join`."""
         return b"[" + b",".join(messages) + b"]"
 
-    def decode(self, envelope: Buffer, attachments: Sequence[bytes] = ()) -> list[Any]:
+    def decode(self, envelope: Buffer, attachments: Sequence[Attached] = ()) -> list[Any]:
         """See `Codec.decode`."""
         try:
             text = str(envelope, "utf-8")

@@ -16,7 +16,7 @@ import io
 import sys
 from typing import Any, Final
 
-__all__ = ["LargeBytes", "new_large_bytes"]
+__all__ = ["LargeBytes", "copy_large", "new_large_bytes"]
 
 # How many times what has come is reserved. Growing copies what has come so far, during which
 # nothing else happens in the loop; so when some of a message has come, and it is thus no mere
@@ -43,6 +43,8 @@ class LargeBytes:
 
     def write(self, data: memoryview) -> None:
         """Append; no more than ``size`` bytes in all."""
+        if not data:  # a part has ended where this began, and there may be no memory to write to
+            return
         end = self._filled + len(data)
         if end > len(self._view):
             self._grow(min(self._size, max(GROWTH * end, RESERVE if end > SOME else 0)))
@@ -73,6 +75,15 @@ def new_large_bytes(size: int) -> LargeBytes | io.BytesIO:
     Pays from about 1 MiB on: memory of that size comes fresh from the kernel each time.
     """
     return LargeBytes(size) if _is_possible else io.BytesIO()
+
+
+def copy_large(view: memoryview) -> bytes:
+    """A copy of flat bytes, in memory that is had faster where they are many."""
+    if len(view) < SOME:
+        return bytes(view)
+    memory = new_large_bytes(len(view))
+    memory.write(view)
+    return memory.getvalue()
 
 
 _make_bytes: Any = None

@@ -25,6 +25,7 @@ __all__ = [
     "BEGIN",
     "CANCEL",
     "CREDIT",
+    "DESCRIPTORS",
     "END",
     "EXTEND",
     "FAULT",
@@ -33,11 +34,13 @@ __all__ = [
     "GOODBYE",
     "HELLO",
     "ITEMS",
+    "MEMORY",
     "NOTIFY",
     "PART",
     "PING",
     "PONG",
     "PROGRESS",
+    "RELEASE",
     "REPLY",
     "REQUEST",
     "RETRACT",
@@ -60,7 +63,9 @@ PART: Final = 10
 RETRACT: Final = 11
 GOODBYE: Final = 12
 CREDIT: Final = 13
-# 14 and 15 are reserved for file descriptors and shared memory.
+DESCRIPTORS: Final = 14
+MEMORY: Final = 15
+RELEASE: Final = 16
 
 FIRST_IGNORABLE: Final = 64
 PROGRESS: Final = 64
@@ -137,6 +142,19 @@ def _is_list(value: Any) -> bool:
     return value.__class__ is list
 
 
+def _is_segments(value: Any) -> bool:
+    return value.__class__ is list and bool(value) and all(map(_is_segment, value))
+
+
+def _is_segment(value: Any) -> bool:
+    """Its length; or, where it stands beside the transfer, what ``docs/protocol.md`` says."""
+    return value is None or _is_size(value) or (_is_sizes(value) and len(value) in (1, 4))
+
+
+def _is_optional_region(value: Any) -> bool:
+    return value is None or (_is_sizes(value) and len(value) == 4)
+
+
 def _is_anything(_value: Any) -> bool:
     return True
 
@@ -193,10 +211,16 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         "begin",
         (
             ("transfer", _is_id, "an integer from 1 below 2**63", False),
-            ("lengths", _is_sizes, "an array of sizes", False),
+            ("lengths", _is_segments, "an array of sizes", False),
         ),
     ),
-    PART: ("part", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
+    PART: (
+        "part",
+        (
+            ("transfer", _is_id, "an integer from 1 below 2**63", False),
+            ("region", _is_optional_region, "nil or an array of four sizes", True),
+        ),
+    ),
     RETRACT: ("retract", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
     GOODBYE: (
         "goodbye",
@@ -211,6 +235,25 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
         (
             ("stream", _is_size, "an integer from 0 below 2**63", False),
             ("count", _is_size, "an integer from 0 below 2**63", False),
+        ),
+    ),
+    DESCRIPTORS: (
+        "descriptors",
+        (("count", _is_size, "an integer from 0 below 2**63", False),),
+    ),
+    MEMORY: (
+        "memory",
+        (
+            ("segment", _is_id, "an integer from 1 below 2**63", False),
+            ("size", _is_id, "an integer from 1 below 2**63", False),
+            ("memfd", _is_anything, "a file descriptor", False),
+        ),
+    ),
+    RELEASE: (
+        "release",
+        (
+            ("segment", _is_id, "an integer from 1 below 2**63", False),
+            ("regions", _is_sizes, "an array of sizes", False),
         ),
     ),
     PROGRESS: (

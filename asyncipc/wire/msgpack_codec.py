@@ -22,7 +22,14 @@ import msgpack
 
 from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.lazy import LazyModule
-from asyncipc.wire.attachments import ATTACH_ABOVE, Attachments, Buffer, check_attach_above
+from asyncipc.wire.attachments import (
+    ATTACH_ABOVE,
+    Attached,
+    Attachment,
+    Attachments,
+    Buffer,
+    check_attach_above,
+)
 from asyncipc.wire.decoding import each_message
 from asyncipc.wire.packed import UNCHECKED, check_lengths
 from asyncipc.wire.paths import PathError, describe
@@ -57,7 +64,7 @@ class MessagePack:
         self._pack = _new_packer()
 
     def encode(  # noqa: C901 - the hot path stays in one piece
-        self, message: list[Any], attachments: list[Buffer]
+        self, message: list[Any], attachments: list[Attachment]
     ) -> bytes:
         """See `Codec.encode`."""
         # A look at the first level of the payload (params, a result), for what the packer would
@@ -96,7 +103,7 @@ class MessagePack:
             header = b"\xdd" + count.to_bytes(4, "big")
         return header + b"".join(messages)
 
-    def decode(self, envelope: Buffer, attachments: Sequence[bytes] = ()) -> list[Any]:
+    def decode(self, envelope: Buffer, attachments: Sequence[Attached] = ()) -> list[Any]:
         """See `Codec.decode`."""
         try:
             if len(envelope) > UNCHECKED:
@@ -115,7 +122,7 @@ class MessagePack:
             return self._decode_carefully(envelope, attachments)
         return each_message(message)
 
-    def _encode_exactly(self, message: list[Any], attachments: list[Buffer]) -> bytes:
+    def _encode_exactly(self, message: list[Any], attachments: list[Attachment]) -> bytes:
         if self._is_flat(message):
             try:
                 return self._pack(message)
@@ -159,7 +166,7 @@ class MessagePack:
         return True
 
     def _flatten(
-        self, message: list[Any], attachments: list[Buffer], trusted: frozenset[type]
+        self, message: list[Any], attachments: list[Attachment], trusted: frozenset[type]
     ) -> bytes:
         flattener = msgpack_values.MessagePackFlattener(
             self._pack,
@@ -173,11 +180,11 @@ class MessagePack:
     def _revive(self, code: int, data: bytes) -> Any:
         return self._reviver(())(code, data)
 
-    def _reviver(self, attachments: Sequence[bytes]) -> Callable[[int, bytes], Any]:
+    def _reviver(self, attachments: Sequence[Attached]) -> Callable[[int, bytes], Any]:
         revive = msgpack_values.revive
         return functools.partial(revive, self._by_code, Attachments(attachments), 0)
 
-    def _decode_carefully(self, envelope: Buffer, attachments: Sequence[bytes]) -> list[Any]:
+    def _decode_carefully(self, envelope: Buffer, attachments: Sequence[Attached]) -> list[Any]:
         """Unpack, leaving extension values as they are, and then revive one message at a time."""
         try:
             check_lengths(envelope)

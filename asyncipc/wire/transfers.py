@@ -14,19 +14,19 @@ Layer 1. Above: the session. Below: attachments. Does no I/O.
 """
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 from asyncipc.lazy import LazyModule
-from asyncipc.wire.attachments import MAX_ATTACHMENTS
+from asyncipc.wire.attachments import MAX_ATTACHMENTS, Attached
 
 if TYPE_CHECKING:
     from asyncipc.wire import large_bytes
 else:
     large_bytes = LazyModule("asyncipc.wire.large_bytes")
 
-__all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Outgoing"]
+__all__ = ["MAX_SEGMENTS", "MAX_TRANSFERS", "Assembler", "Beside", "Outgoing"]
 
 # Unfinished transfers in one direction. A sender finishes some before it begins others, so that
 # the memory of half-received messages is bounded; see docs/protocol.md.
@@ -73,17 +73,44 @@ class Outgoing:
         return self.taken == self.size
 
 
+class Beside(Protocol):
+    """The attachments of one message that do not come in the transfer; they were there first.
+
+    Their segments have the length 0 in the transfer.
+    """
+
+    @property
+    def attached(self) -> Mapping[int, Attached]:
+        """By segment."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """In bytes, of them all."""
+        ...
+
+    def finish(self, *, dropped: bool) -> None:
+        """The message is complete, or will never be."""
+        ...
+
+    def close_descriptors(self) -> None:
+        """Nobody takes them, after all."""
+        ...
+
+
 class _Incoming:
     """One unfinished message: takes bytes, fills segment after segment."""
 
-    __slots__ = ("_lengths", "_memory", "_missing_here", "missing", "segments", "size")
+    __slots__ = ("_lengths", "_memory", "_missing_here", "beside", "missing", "segments", "size")
 
-    def __init__(self, lengths: list[int]) -> None:
+    def __init__(self, lengths: list[int], beside: Beside | None) -> None:
+        self.beside = beside
         self._lengths = lengths
         self._memory = _new_memory(lengths[0])
         self._missing_here = lengths[0]  # bytes, of the segment that is being filled
         self.segments: list[bytes] = []
-        self.size = self.missing = sum(lengths)
+        self.missing = sum(lengths)
+        self.size = self.missing + (0 if beside is None else beside.size)
 
     def feed(self, data: memoryview) -> bool:
         """Take a chunk, of at most `missing` bytes; True when the message is complete."""
@@ -117,25 +144,27 @@ class Assembler:
         all unfinished ones together where there are several
     """
 
-    __slots__ = ("_current", "_current_id", "_held", "_incoming", "max_message")
+    __slots__ = ("_current", "_current_id", "_held", "_incoming", "beside", "max_message")
 
     def __init__(self, max_message: int) -> None:
         self.max_message: int = max_message
         self._incoming: dict[int, _Incoming] = {}
         self._held = 0
         self._current: _Incoming | None = None
+        self.beside: Beside | None = None
         self._current_id = 0
 
     def __len__(self) -> int:
         return len(self._incoming)
 
-    def begin(self, transfer: int, lengths: list[int]) -> None:
+    def begin(self, transfer: int, lengths: list[int], beside: Beside | None = None) -> None:
         """A transfer was announced; what is attached belongs to it.
 
+        :param beside: attachments that have come by another way; its own, unless this raises
         :raises FrameTooLarge: the message is over ``max_message``
         :raises RemoteProtocolError: the announcement breaks the rules
         """
-        size = sum(lengths)
+        size = sum(lengths) + (0 if beside is None else beside.size)
         if size > self.max_message:
             raise FrameTooLarge(
                 f"the other side announced a message of {size} bytes; "
@@ -157,7 +186,7 @@ class Assembler:
                 f"Limits.max_message ({self.max_message}) are allowed"
             )
         self._held += size
-        self._current = self._incoming[transfer] = _Incoming(lengths)
+        self._current = self._incoming[transfer] = _Incoming(lengths, beside)
         self._current_id = transfer
 
     def part(self, transfer: int) -> None:
@@ -177,6 +206,13 @@ class Assembler:
         given_up = self._incoming.pop(transfer, None)
         if given_up is not None:
             self._held -= given_up.size
+            if given_up.beside is not None:
+                given_up.beside.finish(dropped=True)
+
+    def close(self) -> None:
+        """No more comes: drop what is unfinished."""
+        for transfer in list(self._incoming):
+            self.retract(transfer)
 
     def expect(self, size: int) -> None:
         """So many bytes are attached to the last begin or part.
@@ -193,7 +229,8 @@ class Assembler:
     def feed(self, data: memoryview) -> list[bytes] | None:
         """Take attached bytes, no more than were expected.
 
-        :returns: the segments of the message when it is complete, else None
+        :returns: the segments of the message when it is complete, else None; what stands beside
+            them is `beside` then
         """
         current = self._current
         assert current is not None, "expect lets no bytes through without a transfer"
@@ -202,4 +239,5 @@ class Assembler:
         self._current = None
         del self._incoming[self._current_id]
         self._held -= current.size
+        self.beside = current.beside
         return current.segments

@@ -7,7 +7,8 @@ codec; it may hold extension values again, at most `MAX_EXTENSION_DEPTH` deep. M
 ====  ============  ====================================================================
 code  name          payload
 ====  ============  ====================================================================
-64    attachment    ``[index, kind]``; kind is ``"bytes"``, ``"bytearray"``, ``"memoryview"``
+64    attachment    ``[index, kind]``; kind is ``"bytes"``, ``"bytearray"``, ``"memoryview"``,
+                    ``"array"``, ``"descriptor"``
 65    bytearray     binary
 66    memoryview    binary (arrives read-only, as flat bytes)
 67    tuple         array of the items
@@ -30,12 +31,13 @@ code  name          payload
 79    range         ``[start, stop, step]``, integers
 80    enum          ``[wire name, member name]``; for a Flag ``[wire name, integer]``
 81    message       ``[wire name, {field: value}]``; a registered type (`asyncipc.wire.types`)
+82    array         ``[dtype, shape, order, binary]``; a numpy array (`asyncipc.wire.arrays`)
 ====  ============  ====================================================================
 
-Codes 0 to 63 belong to users (`Extension`), 82 to 127 are reserved. The wire name of an Enum that
+Codes 0 to 63 belong to users (`Extension`), 83 to 127 are reserved. The wire name of an Enum that
 is not registered is ``module.qualname``; it is looked for in modules that are imported already.
 
-Layer 1. Above: codecs. Below: types, attachments.
+Layer 1. Above: codecs. Below: types, attachments, arrays.
 """
 
 import datetime
@@ -50,9 +52,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asyncipc.wire.arrays import describe_array, make_array
 from asyncipc.wire.registry import registered, registration, wire_name
 
 __all__ = [
+    "ARRAY",
     "ATTACHMENT",
     "BY_CLASS",
     "BY_CODE",
@@ -312,6 +316,11 @@ def _decode_attachment(_payload: Any) -> Any:
     raise NotImplementedError("placeholders are filled by the codec")
 
 
+def _decode_array(payload: Any) -> Any:
+    *head, data = _items(payload, (str, list), list, str, (bytes, memoryview))
+    return make_array(head, bytearray(data) if type(data) is bytes else data)
+
+
 def _binary(payload: Any) -> Any:
     return _typed(payload, bytes)
 
@@ -324,6 +333,7 @@ ATTACHMENT: Final = ValueType(64, "attachment", list, _decode_attachment)
 INT: Final = ValueType(70, "int", _encode_int, _decode_int)
 ENUM: Final = ValueType(80, "enum", _encode_enum, _decode_enum)
 MESSAGE: Final = ValueType(81, "message", _encode_message, _decode_message)
+ARRAY: Final = ValueType(82, "array", describe_array, _decode_array)
 
 _PATH: Final = ValueType(77, "path", _encode_path, _decode_path)
 
@@ -358,6 +368,6 @@ BY_CLASS: Final[dict[type, ValueType]] = {
 }
 
 BY_CODE: Final[dict[int, ValueType]] = {
-    row.code: row for row in (ATTACHMENT, INT, ENUM, MESSAGE, *BY_CLASS.values())
+    row.code: row for row in (ATTACHMENT, INT, ENUM, MESSAGE, ARRAY, *BY_CLASS.values())
 }
 BY_NAME: Final[dict[str, ValueType]] = {row.name: row for row in BY_CODE.values()}

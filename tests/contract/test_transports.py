@@ -376,3 +376,83 @@ async def test_what_a_transport_says_of_itself(kind: Kind, ends: tuple[End, End]
         assert (transport.credentials is not None) is kind.has_credentials
         if transport.credentials is not None:
             assert transport.credentials.uid == os.getuid()
+
+
+# Descriptors
+
+
+async def test_who_can_carry_descriptors(kind: Kind, ends: tuple[End, End]) -> None:
+    for end in ends:
+        assert end.transport.can_carry_descriptors == kind.can_carry_descriptors
+
+
+@pytest.fixture
+def carriers(kind: Kind, pair: tuple[End, End]) -> tuple[End, End]:
+    if not kind.can_carry_descriptors:
+        pytest.skip("carries no descriptors")
+    pair[1].call("accept_descriptors")
+    return pair
+
+
+def pipe_ends(count: int) -> list[int]:
+    return [fd for _ in range(count) for fd in os.pipe()]
+
+
+async def test_descriptors_come_with_their_write(carriers: tuple[End, End]) -> None:
+    left, right = carriers
+    for number in range(1, 30):
+        fds = pipe_ends(number % 3 + 1)
+        await left.send(b"before")
+        if not left.call("write_with_descriptors", [b"x", b"yz"], fds):
+            await left.heard.heard("writable")
+        await left.send(b"behind")
+        close(fds)
+        await right.heard.received(15 * number)
+        (came,) = right.heard.descriptors
+        assert len(came) == len(fds)
+        assert not any(os.get_inheritable(fd) for fd in came)
+        close(came)
+        right.heard.descriptors.clear()
+
+
+async def test_descriptors_leave_once_with_a_write_of_many_parts(
+    carriers: tuple[End, End],
+) -> None:
+    left, right = carriers
+    right.call("pause_reading")
+    data = pattern(MIB)
+    while left.write(data):
+        await turns(2)
+    blocked = left.heard.events.count("writable")
+    right.call("resume_reading")
+    await left.heard.heard("writable", blocked + 1)
+    before = len(right.heard.data)
+    fds = pipe_ends(2)
+    if not left.call("write_with_descriptors", [data, data], fds):
+        await left.heard.heard("writable", blocked + 2)
+    close(fds)
+    await right.heard.received(before + 2 * MIB)
+    assert [len(came) for came in right.heard.descriptors] == [4]
+    close(right.heard.descriptors[0])
+
+
+async def test_descriptors_behind_a_write_that_does_not_fit(carriers: tuple[End, End]) -> None:
+    """The first byte of the second write waits for room, and they with it."""
+    left, right = carriers
+    right.call("pause_reading")
+    chunk = pattern(4096)
+    fds = pipe_ends(1)
+    sent = 0
+    while left.call("write_with_descriptors", [chunk, b"x"], fds):
+        sent += 1
+    right.call("resume_reading")
+    await left.heard.heard("writable")
+    close(fds)
+    await right.heard.received((sent + 1) * 4097)
+    assert [len(came) for came in right.heard.descriptors] == [2] * (sent + 1)
+    close([fd for came in right.heard.descriptors for fd in came])
+
+
+def close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

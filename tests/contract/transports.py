@@ -35,6 +35,7 @@ class Kind:
     uncopied: bool = True
     has_credentials: bool = False
     tolerates_noise: bool = False
+    can_carry_descriptors: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -192,9 +193,10 @@ STREAMS = {"reads_while_paused": False, "uncopied": False}
 NO_HANGUP = {"hangup_is_told": False, "hangup_after_eof": False}
 UNIX = {"has_credentials": True}
 NOISY = {"tolerates_noise": True}
+CARRYING = {"can_carry_descriptors": True}
 KINDS = [
-    Kind("socketpair", make_socketpair, **UNIX),
-    Kind("unix", make_unix, **UNIX),
+    Kind("socketpair", make_socketpair, **UNIX | CARRYING),
+    Kind("unix", make_unix, **UNIX | CARRYING),
     Kind("tcp", make_tcp, **NO_HANGUP),
     Kind("tls", make_tls, **TLS),
     Kind("tls_unix", make_tls_unix, **TLS | UNIX),

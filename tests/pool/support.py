@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
 
 import pytest
@@ -365,3 +366,23 @@ def report_and_ask(address: bytes, total: int) -> str:
         progress(done, total)
         ask(address, str(done))
     return "counted"
+
+
+# -- arrays ------------------------------------------------------------------------------------
+
+
+def place_of(array: Any) -> str:
+    """What the memory of an array is mapped from."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *others = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if start <= array.ctypes.data < end:
+            return others[-1]
+    raise AssertionError(f"{array.ctypes.data:#x} is not mapped")
+
+
+def place_and_double(array: Any) -> tuple[str, Any]:
+    """Double an array in place; return where that is, and the array."""
+    place = place_of(array)
+    array *= 2
+    return place, array

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import math
 import operator
 import os
@@ -18,6 +19,7 @@ from asyncipc import (
     Busy,
     DecodeError,
     EncodeError,
+    Limits,
     Peer,
     Pool,
     PoolClosed,
@@ -92,6 +94,32 @@ async def test_arrays_arrive_writable_with_their_buffers_out_of_band() -> None:
         came = await pool.run(support.echo, array)
         assert (came == array).all()
         came[0] = 1
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@in_workers
+async def test_arrays_are_used_where_they_arrive_in_shared_memory(start_method: str) -> None:
+    """Of both directions more than an arena holds: it comes back, without a collection of garbage.
+
+    An array that stands in the arena still when it is used was not copied.
+    """
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(2 * MIB)
+    rounds = Limits().arena // array.nbytes + 2
+    async with open_pool(start_method=start_method) as pool:
+        await pool.run(gc.disable)
+        gc.disable()
+        try:
+            for _ in range(rounds):
+                place, came = await pool.run(support.place_and_double, array)
+                assert "/memfd:asyncipc" in place
+                assert "/memfd:asyncipc" in support.place_of(came)
+                assert came[-1] == 2 * array[-1]
+                came[0] = 1
+                del came
+            assert array[0] == 0
+        finally:
+            gc.enable()
 
 
 # -- how many at once --------------------------------------------------------------------------

@@ -204,3 +204,31 @@ def with_progress() -> Iterator[int]:
 async def test_progress_in_a_generator_is_no_error() -> None:
     async with open_pool() as pool:
         assert [item async for item in pool.stream(with_progress)] == [1]
+
+
+def refilled(size: int) -> Iterator[Any]:
+    import numpy  # noqa: PLC0415 - in the worker alone
+
+    array = numpy.empty(size, numpy.uint8)
+    for number in range(5):
+        array[:] = number
+        yield array
+
+
+async def refilled_async(size: int) -> AsyncIterator[Any]:
+    for array in refilled(size):
+        yield array
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 1_000_000])
+@pytest.mark.parametrize("function", [refilled, refilled_async])
+@in_workers
+async def test_arrays_that_are_filled_anew(function: Callable[..., Any], size: int) -> None:
+    pytest.importorskip("numpy")
+    async with open_pool() as pool:
+        number = 0
+        async for array in pool.stream(function, size):
+            assert (array == number).all()
+            array[0] = 1
+            number += 1
+        assert number == 5

@@ -195,7 +195,8 @@ class RawPeer:
         raw = cls(reader, writer)
         try:
             announced = {**LIMITS, **limits}
-            raw.send(hello(limits=announced))
+            features = ["descriptors", "shared memory"] if "max_descriptors" in limits else []
+            raw.send(hello(limits=announced, features=features))
             async with peer.wrap(theirs) as session:
                 assert (await raw.receive())[0] == 0
                 yield raw, session

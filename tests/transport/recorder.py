@@ -25,6 +25,7 @@ class Recorder:
         self.events: list[str] = []
         self.error: Exception | None = None
         self.violations: list[str] = []
+        self.descriptors: list[list[int]] = []  # as they came
         self.inside_call = False
         self.on_event: Callable[[str], object] = lambda event: None
         self._changed = asyncio.Event()
@@ -41,6 +42,11 @@ class Recorder:
         self.data += SHARED[:count]
         SHARED[:count] = b"\xee" * count
         self._note("data")
+
+    def descriptors_received(self, descriptors: list[int], *, lost: bool) -> None:
+        self.descriptors += [descriptors]
+        self.violations += ["descriptors were lost"] if lost else []
+        self._check("descriptors_received")
 
     def writable(self) -> None:
         self._note("writable")

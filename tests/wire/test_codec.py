@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from asyncipc import JSON, Codec, Extension, MessagePack, message
 from asyncipc.errors import DecodeError, EncodeError
 from asyncipc.wire import msgpack_values
-from asyncipc.wire.attachments import Buffer
+from asyncipc.wire.attachments import Buffer, Writable
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.values import MAX_DIGITS, MAX_EXTENSION_DEPTH
 
@@ -365,6 +365,15 @@ def test_bulk_stands_beside_the_envelope_uncopied(
     assert exactly(arrived) == exactly([place(small), place(large)])
     if kind is bytes and place(None) is None:
         assert arrived[1] is attached[0]
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000])
+@both
+def test_a_writable_buffer_arrives_as_one(codec: Codec, size: int) -> None:
+    buffer = memoryview(bytearray(range(256)) * 400)[:size]
+    came = over(codec, {"at": [Writable(buffer)]})["at"][0]
+    assert came == buffer
+    assert not memoryview(came).readonly
 
 
 @both

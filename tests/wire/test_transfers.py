@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
-from asyncipc.wire.transfers import MAX_SEGMENTS, MAX_TRANSFERS, Assembler, Outgoing
+from asyncipc.wire.transfers import LARGE_SEGMENT, MAX_SEGMENTS, MAX_TRANSFERS, Assembler, Outgoing
 
 MAX_MESSAGE = 10_000
 
@@ -195,3 +195,14 @@ def test_nothing_is_allocated_because_it_was_announced() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 1024 * 1024
+
+
+def test_a_part_may_end_where_a_large_segment_begins() -> None:
+    large = b"x" * (2 * LARGE_SEGMENT)
+    assembler = Assembler(10 * LARGE_SEGMENT)
+    assembler.begin(1, [5, len(large)])
+    assembler.expect(5)
+    assert assembler.feed(memoryview(b"first")) is None
+    assembler.part(1)
+    assembler.expect(len(large))
+    assert assembler.feed(memoryview(large)) == [b"first", large]

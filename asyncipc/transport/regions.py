@@ -1,0 +1,70 @@
+"""Who has which part of a piece of memory: a first-fit allocator. Pure: it touches no memory.
+
+Above: ``shared_memory``.
+
+Layer 1.
+"""
+
+import sys
+from bisect import bisect_right
+from typing import Final
+
+__all__ = ["HAS_SHARED_MEMORY", "PAGE", "Regions", "whole_pages"]
+
+HAS_SHARED_MEMORY: Final = sys.platform == "linux"
+
+# Regions begin at a page and have whole ones: what the receiver writes to in its private mapping
+# becomes a copy page by page, and must not take a neighbour with it. (Larger pages are multiples.)
+PAGE: Final = 4096
+
+
+class Regions:
+    """The free and the taken parts of ``size`` bytes.
+
+    First fit keeps what is in use at the low end, where the memory has been touched before.
+
+    :ivar used: bytes that are taken, whole pages
+    """
+
+    __slots__ = ("_free", "_taken", "size", "used")
+
+    def __init__(self, size: int) -> None:
+        self.size: int = size
+        self.used: int = 0
+        self._free: list[tuple[int, int]] = [(0, size)]  # offset and length, by offset
+        self._taken: dict[int, int] = {}
+
+    def take(self, length: int) -> int | None:
+        """The offset of ``length`` free bytes, which are taken now; None if there are none."""
+        length = whole_pages(length)
+        for position, (offset, room) in enumerate(self._free):
+            if length <= room:
+                if length < room:
+                    self._free[position] = (offset + length, room - length)
+                else:
+                    del self._free[position]
+                self._taken[offset] = length
+                self.used += length
+                return offset
+        return None
+
+    def give_back(self, offset: int) -> None:
+        """The region that begins there is free again.
+
+        :raises KeyError: none does
+        """
+        length = self._taken.pop(offset)
+        self.used -= length
+        position = bisect_right(self._free, (offset, 0))
+        if position < len(self._free) and self._free[position][0] == offset + length:
+            length += self._free.pop(position)[1]
+        if position and sum(self._free[position - 1]) == offset:
+            position -= 1
+            offset, before = self._free.pop(position)
+            length += before
+        self._free.insert(position, (offset, length))
+
+
+def whole_pages(length: int) -> int:
+    """The length, rounded up to whole pages."""
+    return -(-length // PAGE) * PAGE
