@@ -66,9 +66,9 @@ class Job:
 
     def __init__(self, jobs: "Jobs", call: Call, params: list[Any]) -> None:
         self._jobs = jobs
-        self.call = call
-        self.method = call.method
-        self.params = params
+        self.call: Call = call
+        self.method: str = call.method
+        self.params: list[Any] = params
         self.task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:

@@ -28,6 +28,7 @@ from asyncipc.pool.starting import Started
 from asyncipc.pool.task import PoolTask
 from asyncipc.pool.work import Work
 from asyncipc.process.handle import ProcessHandle
+from asyncipc.process.stderr import StderrCapture
 from asyncipc.process.usage import cpu_time, resident_memory
 from asyncipc.session.session import Session
 
@@ -59,12 +60,12 @@ class Assignment:
     __slots__ = ("answer_id", "has_ended", "link", "quick", "task", "work")
 
     def __init__(self, link: "Link", task: PoolTask[Any], *, quick: bool) -> None:
-        self.link = link
+        self.link: Link = link
         self.task: PoolTask[Any] | None = task
-        self.work = task.work
-        self.quick = quick
-        self.answer_id = 0
-        self.has_ended = False
+        self.work: Work = task.work
+        self.quick: bool = quick
+        self.answer_id: int = 0
+        self.has_ended: bool = False
 
     def done(self) -> bool:
         """Its timeout is not its end: the worker may still be at it."""
@@ -143,15 +144,15 @@ class Link:
         owner: Owner,
         grace: float,
     ) -> None:
-        self.number = number
+        self.number: int = number
         self.process: ProcessHandle = started.process
-        self.stderr = started.stderr
-        self.session = session
-        self.seat = seat
-        self.owner = owner
-        self.has_died = False  # seen by a call; its end is told when all is known about it
-        self.tasks_done = 0
-        self.ready_at = session.connection.loop.time()
+        self.stderr: StderrCapture = started.stderr
+        self.session: Session = session
+        self.seat: Seat = seat
+        self.owner: Owner = owner
+        self.has_died: bool = False  # seen by a call; its end is told when all is known about it
+        self.tasks_done: int = 0
+        self.ready_at: float = session.connection.loop.time()
         self._grace = grace
         self._calls = session.connection.exchange.calls
         self._loop = session.connection.loop

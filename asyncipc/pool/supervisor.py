@@ -228,12 +228,13 @@ class Supervisor:
 
     def _start_failed(self, error: BaseException) -> None:
         self._last_failure = error
-        pause = self._backoff.failed()
+        # Those that fail together are one failure.
+        pause = self._backoff.failed() if self._pause is None else 0.0
         failures = self._backoff.failures
         now = monotonic()
         self._failing_since = self._failing_since or now
         if failures > 1 or not self._has_died_early:
-            logger.error("a worker did not come up, or not for long (%d): %s", failures, error)
+            logger.error("a worker did not come up (%d in a row): %s", failures, error)
         is_final = isinstance(error, PoolError) or failures >= MAX_FIRST_FAILURES
         if is_final:
             for opening in self._openings:

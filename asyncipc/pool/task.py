@@ -71,13 +71,13 @@ class PoolTask(Generic[Result]):
         self._future: asyncio.Future[Result] = loop.create_future()
         self._relay = None if on_progress is None else ProgressRelay(self._future, on_progress)
         self._readers: tuple[_Reader, ...] = ()
-        self.number = number
-        self.work = work
-        self.timeout = timeout
-        self.deadline = None if timeout is None else monotonic() + timeout
-        self.retries = retries
+        self.number: int = number
+        self.work: Work = work
+        self.timeout: float | None = timeout
+        self.deadline: float | None = None if timeout is None else monotonic() + timeout
+        self.retries: int = retries
         self.holder: Holder | None = None
-        self.on_done = on_done
+        self.on_done: Callable[[PoolTask[Any]], None] = on_done
         self.seconds: float = 0.0
         self._has_failed = False
         if self._relay is not None:

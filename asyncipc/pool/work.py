@@ -42,11 +42,11 @@ class Work:
         *,
         exclusive: bool,
     ) -> None:
-        self.method = method
-        self.params = params
-        self.metadata = metadata
-        self.name = name
-        self.exclusive = exclusive
+        self.method: str = method
+        self.params: list[Any] = params
+        self.metadata: dict[str, Any] | None = metadata
+        self.name: str = name
+        self.exclusive: bool = exclusive
         self.key: bytes | None = params[0] if method == RUN else None
 
 

@@ -91,6 +91,6 @@ class Deadlines:
             self._arm(heap[0][0])
 
     def _clean_up(self) -> None:
-        self._heap = [entry for entry in self._heap if entry[1] in self._live]
+        self._heap[:] = [entry for entry in self._heap if entry[1] in self._live]
         heapq.heapify(self._heap)
         self._cleanup_at = max(SMALLEST_CLEANUP, SLACK * len(self._heap))
