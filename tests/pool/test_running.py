@@ -423,3 +423,25 @@ async def takes_nothing(pool: Pool) -> None:
 async def test_as_many_workers_as_processors_by_default() -> None:
     async with Pool() as pool:
         assert len(pool.workers) == len(os.sched_getaffinity(0))
+
+
+def in_disguise(address: bytes, text: str) -> Any:
+    """A plain function, as far as anybody can tell, whose result has to be awaited."""
+    return support.ask_async(address, text)
+
+
+@in_workers
+async def test_a_plain_function_that_returns_a_coroutine_runs_alone(reports: Reports) -> None:
+    async with open_pool() as pool:
+        for _ in range(3):  # known to be quick, so that others may wait behind it in the worker
+            task = pool.submit(in_disguise, reports.address, "first")
+            reports.answer(await reports.next("first"))
+            assert await task == "go"
+        first = pool.submit(in_disguise, reports.address, "first")
+        second = pool.submit(in_disguise, reports.address, "second")
+        report = await reports.next("first")
+        assert reports.is_empty
+        reports.answer(report)
+        assert await first == "go"
+        reports.answer(await reports.next("second"))
+        assert await second == "go"
