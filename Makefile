@@ -22,7 +22,7 @@ demo: $(VENV)/.package ## run the main example: checksums of a folder tree, on e
 	@$(BIN)/python examples/checksum_tree.py $(ARGS)
 
 test: $(VENV)/.test ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Each version has an environment of its own, .venv-3.12 and so on. All are tried, then it is said
 # which failed.

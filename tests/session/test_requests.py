@@ -179,7 +179,7 @@ async def test_a_method_is_a_name_or_a_message(method: Any) -> None:
         "x" * 300_000,
         list(range(100_000)),
     ],
-    ids=lambda value: f"{type(value).__name__} {value!r:.20}",
+    ids=lambda value: f"{type(value).__name__} {value!r:.10}",  # no addresses: the same each time
 )
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 async def test_results_of_every_kind(value: Any, codec: str) -> None:
