@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from functools import partial
 from time import perf_counter
@@ -269,7 +269,7 @@ class Jobs:
             self.on_too_large(size)
 
 
-def _each(function: Callable[[Any], Any], items: tuple[Any, ...], check: Callable[[], None]) -> Any:
+def _each(function: Callable[[Any], Any], items: list[Any], check: Callable[[], None]) -> Any:
     """Call the function with one item after the other.
 
     :returns: the results up to the first failure, and that failure or None; for a function that is
@@ -277,11 +277,12 @@ def _each(function: Callable[[Any], Any], items: tuple[Any, ...], check: Callabl
     """
     results: list[Any] = []
     try:
-        first = function(items[0])
+        others = iter(items)
+        first = function(next(others))
         if inspect.iscoroutine(first):
-            return _each_awaited(function, first, items[1:], check)
+            return _each_awaited(function, first, others, check)
         results.append(first)
-        results.extend(map(function, items[1:]))  # what came before a failure stays in it
+        results.extend(map(function, others))  # what came before a failure stays in it
     except BaseException as error:  # noqa: BLE001 - see Jobs._begin
         check()
         return results, dump_failure(error)
@@ -291,7 +292,7 @@ def _each(function: Callable[[Any], Any], items: tuple[Any, ...], check: Callabl
 async def _each_awaited(
     function: Callable[[Any], Any],
     first: Coroutine[Any, Any, Any],
-    others: tuple[Any, ...],
+    others: Iterator[Any],
     check: Callable[[], None],
 ) -> Any:
     results: list[Any] = []

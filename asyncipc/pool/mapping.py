@@ -22,7 +22,7 @@ CHUNKS_AHEAD: Final = 2
 # What a chunk comes back as: the results up to the first failure, and that failure or None.
 Outcome = tuple[list[Any], Failure | None]
 
-Submit = Callable[[tuple[Any, ...]], PoolTask[Outcome]]
+Submit = Callable[[list[Any]], PoolTask[Outcome]]
 
 
 async def map_items(
@@ -160,7 +160,7 @@ class _Chunks:
 
     def _give(self, chunk: list[Any]) -> None:
         if chunk:
-            task = self._submit(tuple(chunk))
+            task = self._submit(chunk)
             self._under_way[task] = len(chunk)
             task.add_done_callback(self._ended)
 

@@ -30,10 +30,10 @@ LONGEST_PAUSE: Final = 30.0
 # Seconds of work that make a good chunk: long beside the 0.1 ms that a chunk costs, short enough
 # that the last chunks end together.
 CHUNK_TIME: Final = 0.004
-MAX_CHUNK: Final = 8192
+MAX_CHUNK: Final = 16384
 
 # How fast chunks may grow while little is known.
-CHUNK_GROWTH: Final = 32
+CHUNK_GROWTH: Final = 128
 
 # Chunks that each worker gets at least, where the number of items is known.
 CHUNKS_PER_WORKER: Final = 4

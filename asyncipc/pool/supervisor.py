@@ -6,6 +6,7 @@ Layer 4, inside the pool. Above: the pool. Below: starting, link, policy, the se
 import asyncio
 import logging
 import pickle
+import signal
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ logger: logging.Logger = logging.getLogger("asyncipc.pool")
 # opening. What a worker can say about its own failure is said at once.
 MAX_FIRST_FAILURES: Final = 3
 
-# A worker that dies within so many seconds, without a task, has not really come up.
+# A worker that crashes within so many seconds, without a task, has not really come up.
 EARLY: Final = 5.0
 
 # The replacement of a worker is started before the last of its tasks, or the last tenth.
@@ -340,7 +341,9 @@ class Supervisor:
         link.seat.become(WorkerState.ENDED)
         self.died += 1
         self._on_died(link, reason)
-        if not link.tasks_done and self._loop.time() - link.ready_at < EARLY:
+        was_killed = link.process.signal in (signal.SIGKILL, signal.SIGTERM)
+        is_early = not link.tasks_done and self._loop.time() - link.ready_at < EARLY
+        if is_early and not was_killed:
             # As good as one that never came up: not at full speed, one after the other.
             self._has_died_early = True
             self._start_failed(reason or SessionClosed("it closed its session"))

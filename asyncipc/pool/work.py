@@ -67,7 +67,7 @@ class Packer:
         """
         return self._pack(RUN, function, (args, kwargs))
 
-    def pack_chunk(self, function: Callable[..., Any], items: tuple[Any, ...]) -> Work:
+    def pack_chunk(self, function: Callable[..., Any], items: list[Any]) -> Work:
         """A call with each of the items; see `pack_call`."""
         return self._pack(MAP, function, items)
 

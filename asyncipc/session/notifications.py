@@ -75,7 +75,7 @@ class NotificationSender:
         if params.__class__ is not dict or method.__class__ is not str:
             method, params = normalize(method, params)
         outbox = self._outbox
-        waits = self.gate.waiting or self._credit <= 0 or outbox.full
+        waits = self.gate.waiting or self._credit <= 0 or outbox.size >= outbox.limit
         if waits and outbox.accepts_calls:
             await self.gate.enter()
         else:
