@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from asyncipc.runner import run
     from asyncipc.session.channel import Channel, ChannelBroken, ChannelClosed, ChannelEnded
     from asyncipc.session.context import Call, Progress, current_call, progress
-    from asyncipc.session.session import Session, Statistics
+    from asyncipc.session.session import Session
+    from asyncipc.session.statistics import Statistics
     from asyncipc.session.stream import Stream
     from asyncipc.transport.base import Credentials
     from asyncipc.transport.fd import Fd
@@ -169,7 +170,8 @@ _MODULES = {
     "asyncipc.runner": ("run",),
     "asyncipc.session.channel": ("Channel", "ChannelBroken", "ChannelClosed", "ChannelEnded"),
     "asyncipc.session.context": ("Call", "Progress", "current_call", "progress"),
-    "asyncipc.session.session": ("Session", "Statistics"),
+    "asyncipc.session.session": ("Session",),
+    "asyncipc.session.statistics": ("Statistics",),
     "asyncipc.session.stream": ("Stream",),
     "asyncipc.transport.base": ("Credentials",),
     "asyncipc.transport.fd": ("Fd",),

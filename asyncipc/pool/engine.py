@@ -32,7 +32,7 @@ class Engine:
     """A pool at work; see `asyncipc.Pool` for what its methods do and raise.
 
     :ivar on_started: called with each worker that became ready
-    :ivar on_died: called with each that died without being asked to
+    :ivar on_died: called with each that died
     """
 
     def __init__(self, options: PoolOptions) -> None:

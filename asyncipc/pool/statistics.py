@@ -38,7 +38,7 @@ class PoolStatistics(NamedTuple):
     :ivar cancelled: those that were given up
     :ivar moved: how often a task went back to the queue because its worker died
     :ivar workers_started: workers that became ready
-    :ivar workers_died: workers that died without being asked to
+    :ivar workers_died: workers that died, also where that was the only way to stop a task
     :ivar workers_recycled: workers that were replaced in good order
     """
 

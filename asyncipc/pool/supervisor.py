@@ -58,7 +58,7 @@ class Supervisor:
     """The workers of a pool.
 
     :param on_started: called with each worker that is ready
-    :param on_died: called with each that died without being asked to, and how
+    :param on_died: called with each that died, also where that was the only way to stop a task
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Supervisor:
             self.retire(next(link for link in self._scheduler.links if link.seat is seat))
 
     async def aclose(self) -> None:
-        """End all workers, whatever they do; bounded by twice the grace."""
+        """End all workers, whatever they do: a goodbye, the grace, SIGTERM, the grace, SIGKILL."""
         self._is_closing = True
         for opening in self._openings:
             if not opening.done():

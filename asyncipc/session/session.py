@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from asyncipc.errors import SessionClosed
 from asyncipc.lazy import LazyModule
@@ -23,6 +23,7 @@ from asyncipc.session.handlers import (
 from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
 from asyncipc.session.progress import OnProgress
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.statistics import Statistics
 from asyncipc.transport.base import Credentials, Transport
 from asyncipc.wire.handshake import Role
 
@@ -33,66 +34,7 @@ else:
     channel = LazyModule("asyncipc.session.channel")
     stream = LazyModule("asyncipc.session.stream")
 
-__all__ = ["Session", "Statistics"]
-
-
-class Statistics(NamedTuple):
-    """Counters of a session since it began, and how it stands now.
-
-    :ivar requests_sent: requests this side made
-    :ivar requests_served: requests of the other side that were started
-    :ivar requests_refused: requests of the other side that were not
-    :ivar notifications_sent: notifications this side sent
-    :ivar notifications_received: notifications that came
-    :ivar notifications_unhandled: of those, the ones that no handler took
-    :ivar faults_sent: requests of the other side that ended in a fault
-    :ivar timeouts: calls of this side that were not answered in time
-    :ivar cancels_sent: calls of this side that it gave up while they were being served
-    :ivar late_replies: answers that came when nobody waited any longer, and were dropped
-    :ivar ignored_messages: messages of unknown, ignorable kinds
-    :ivar bytes_sent: bytes handed to the transport
-    :ivar bytes_received: bytes that came
-    :ivar noise_received: of those, bytes that were no part of a frame
-    :ivar items_sent: items of streams that this side sent
-    :ivar items_received: items of streams that came
-    :ivar stalls: how often a stream of this side had to wait for the credit of a slow reader
-    :ivar pending: calls of this side that are not answered yet
-    :ivar queued: calls and notifications of this side that wait for a slot, credit or room
-    :ivar running: handlers at work, notifications included
-    :ivar outbox_size: bytes that wait to be handed to the transport
-    :ivar descriptors_sent: file descriptors that went, those of shared memory included
-    :ivar descriptors_received: file descriptors that came
-    :ivar shared_bytes_sent: bytes of attachments that went through shared memory
-    :ivar shared_bytes_received: bytes of attachments that came through shared memory
-    :ivar arena_used: bytes of this side's arena that the other side has not given back
-    """
-
-    requests_sent: int
-    requests_served: int
-    requests_refused: int
-    notifications_sent: int
-    notifications_received: int
-    notifications_unhandled: int
-    faults_sent: int
-    timeouts: int
-    cancels_sent: int
-    late_replies: int
-    ignored_messages: int
-    bytes_sent: int
-    bytes_received: int
-    noise_received: int
-    items_sent: int
-    items_received: int
-    stalls: int
-    pending: int
-    queued: int
-    running: int
-    outbox_size: int
-    descriptors_sent: int = 0
-    descriptors_received: int = 0
-    shared_bytes_sent: int = 0
-    shared_bytes_received: int = 0
-    arena_used: int = 0
+__all__ = ["Session"]
 
 
 class Session:

@@ -159,15 +159,27 @@ def _is_anything(_value: Any) -> bool:
     return True
 
 
+# Of a field: its name, check, what is expected, may it be left out.
+_Field = tuple[str, Check, str, bool]
+
+
+def _id(name: str) -> _Field:
+    return name, _is_id, "an integer from 1 below 2**63", False
+
+
+def _size(name: str) -> _Field:
+    return name, _is_size, "an integer from 0 below 2**63", False
+
+
 # What params hold is looked at where they meet a handler, which can answer.
-# kind -> its name and, for each field from 1 on: name, check, what is expected, may it be left out.
-_FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] = {
+# kind -> its name and its fields, from 1 on.
+_FIELDS: Final[dict[int, tuple[str, tuple[_Field, ...]]]] = {
     HELLO: ("hello", (("parameters", _is_map, "a map", False),)),
     AUTH: ("auth", (("proof", _is_binary, "binary", False),)),
     REQUEST: (
         "request",
         (
-            ("id", _is_id, "an integer from 1 below 2**63", False),
+            _id("id"),
             ("method", _is_text, "a string", False),
             ("params", _is_anything, "nil, an array or a map", True),
             ("timeout", _is_seconds, "nil or seconds from 0", True),
@@ -177,15 +189,15 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
     REPLY: (
         "reply",
         (
-            ("id", _is_id, "an integer from 1 below 2**63", False),
+            _id("id"),
             ("result", _is_anything, "any value", False),
         ),
     ),
     FAULT: (
         "fault",
         (
-            ("id", _is_id, "an integer from 1 below 2**63", False),
-            ("code", _is_size, "an integer from 0 below 2**63", False),
+            _id("id"),
+            _size("code"),
             ("message", _is_text, "a string", False),
             ("details", _is_optional_map, "nil or a map", True),
         ),
@@ -198,79 +210,79 @@ _FIELDS: Final[dict[int, tuple[str, tuple[tuple[str, Check, str, bool], ...]]]] 
             ("metadata", _is_optional_map, "nil or a map", True),
         ),
     ),
-    CANCEL: ("cancel", (("id", _is_id, "an integer from 1 below 2**63", False),)),
+    CANCEL: ("cancel", (_id("id"),)),
     ITEMS: (
         "items",
         (
-            ("id", _is_id, "an integer from 1 below 2**63", False),
+            _id("id"),
             ("items", _is_list, "an array", False),
         ),
     ),
-    END: ("end", (("id", _is_id, "an integer from 1 below 2**63", False),)),
+    END: ("end", (_id("id"),)),
     BEGIN: (
         "begin",
         (
-            ("transfer", _is_id, "an integer from 1 below 2**63", False),
+            _id("transfer"),
             ("lengths", _is_segments, "an array of sizes", False),
         ),
     ),
     PART: (
         "part",
         (
-            ("transfer", _is_id, "an integer from 1 below 2**63", False),
+            _id("transfer"),
             ("region", _is_optional_region, "nil or an array of four sizes", True),
         ),
     ),
-    RETRACT: ("retract", (("transfer", _is_id, "an integer from 1 below 2**63", False),)),
+    RETRACT: ("retract", (_id("transfer"),)),
     GOODBYE: (
         "goodbye",
         (
-            ("last_id", _is_size, "an integer from 0 below 2**63", False),
-            ("code", _is_size, "an integer from 0 below 2**63", False),
+            _size("last_id"),
+            _size("code"),
             ("reason", _is_text, "a string", False),
         ),
     ),
     CREDIT: (
         "credit",
         (
-            ("stream", _is_size, "an integer from 0 below 2**63", False),
-            ("count", _is_size, "an integer from 0 below 2**63", False),
+            _size("stream"),
+            _size("count"),
         ),
     ),
     DESCRIPTORS: (
         "descriptors",
-        (("count", _is_size, "an integer from 0 below 2**63", False),),
+        (_size("count"),),
     ),
     MEMORY: (
         "memory",
         (
-            ("segment", _is_id, "an integer from 1 below 2**63", False),
-            ("size", _is_id, "an integer from 1 below 2**63", False),
+            _id("segment"),
+            _id("size"),
             ("memfd", _is_anything, "a file descriptor", False),
         ),
     ),
     RELEASE: (
         "release",
         (
-            ("segment", _is_id, "an integer from 1 below 2**63", False),
+            _id("segment"),
             ("regions", _is_sizes, "an array of sizes", False),
         ),
     ),
     PROGRESS: (
         "progress",
         (
-            ("id", _is_id, "an integer from 1 below 2**63", False),
+            _id("id"),
             ("done", _is_number, "a number", False),
             ("total", _is_optional_number, "nil or a number", True),
             ("message", _is_optional_text, "nil or a string", True),
         ),
     ),
-    PING: ("ping", (("token", _is_size, "an integer from 0 below 2**63", False),)),
-    PONG: ("pong", (("token", _is_size, "an integer from 0 below 2**63", False),)),
+    PING: ("ping", (_size("token"),)),
+    PONG: ("pong", (_size("token"),)),
     EXTEND: (
         "extend",
         (
-            ("id", _is_id, "an integer from 1 below 2**63", False),
+            _id("id"),
             ("seconds", _is_extension, "seconds from 0", False),
         ),
     ),
