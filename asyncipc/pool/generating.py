@@ -3,26 +3,20 @@
 An async generator is iterated on the loop. A plain one is stepped there, on the main thread, one
 item after the other; while it works on one, its `Call` looks at the socket itself.
 
-Layer 4, inside the pool. Above: the worker. Below: jobs, payload, context_variables, the session.
+Layer 4, inside the pool. Above: the worker. Below: jobs, payload, the session.
 """
 
 import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from contextvars import Context
 from time import perf_counter
 from typing import Any, Final
 
-from asyncipc.pool.context_variables import load_context
 from asyncipc.pool.jobs import FAILURE, RESULT
-from asyncipc.pool.payload import (
-    FunctionCache,
-    dump,
-    dump_failure,
-    function_name,
-    load_arguments,
-)
-from asyncipc.session.context import current_call
+from asyncipc.pool.payload import dump, dump_failure
+from asyncipc.session.context import Call, current_call
 from asyncipc.session.dispatch import Dispatch, nothing_new
 from asyncipc.session.outbox import Outbox
 
@@ -42,6 +36,7 @@ class Generators:
     :param dispatch: of the session with the application; so is ``outbox``
     :param look: reads what has come from there, without waiting
     :param is_ending: whether this process was asked to end
+    :param unpack: see `asyncipc.pool.jobs.Jobs.unpack`
     """
 
     def __init__(
@@ -50,12 +45,14 @@ class Generators:
         outbox: Outbox,
         look: Callable[[], None],
         is_ending: Callable[[], bool],
+        *,
+        unpack: Callable[[Call, bytes, list[Any]], tuple[Callable[..., Any], Any, Context]],
     ) -> None:
         self._dispatch = dispatch
         self._outbox = outbox
         self._look = look
         self._is_ending = is_ending
-        self._functions = FunctionCache()
+        self._unpack = unpack
 
     async def stream(self, function: Any, *arguments: Any) -> AsyncGenerator[list[Any], None]:
         """The handler of `asyncipc.pool.jobs.STREAM`: each item like an answer to `RUN`.
@@ -81,11 +78,9 @@ class Generators:
 
     async def _items(self, function: bytes, arguments: list[Any]) -> AsyncGenerator[Any, None]:
         call = current_call()
-        for variable, value in load_context(call.metadata.pop("context", None)).items():
+        generator, (args, kwargs), context = self._unpack(call, function, arguments)
+        for variable, value in context.items():
             variable.set(value)
-        generator = self._functions.load(function)
-        call.method = function_name(generator)
-        args, kwargs = load_arguments(arguments, call.method)
         items = generator(*args, **kwargs)
         if inspect.iscoroutine(items):
             items = await items

@@ -192,16 +192,25 @@ class Jobs:
         # What came in shared memory goes back when the arguments are gone: nobody else keeps it.
         pickled, *dumped = job.params
         job.params = [pickled]
-        function = self._functions.load(pickled)
-        call.method = function_name(function)
-        arguments = load_arguments(dumped, call.method)
+        function, arguments, context = self.unpack(call, pickled, dumped)
         del dumped
-        context = load_context(call.metadata.pop("context", None))
         context.run(serving.set, call)
         if job.method == MAP:
             return context, context.run(_each, function, arguments, self._check)
         args, kwargs = arguments
         return context, context.run(function, *args, **kwargs)
+
+    def unpack(
+        self, call: Call, pickled: bytes, dumped: list[Any]
+    ) -> tuple[Callable[..., Any], Any, Context]:
+        """What a call is about: the function, its arguments, and the caller's context variables.
+
+        :raises DecodeError: function or arguments cannot be unpickled here
+        """
+        function = self._functions.load(pickled)
+        call.method = function_name(function)
+        context = load_context(call.metadata.pop("context", None))
+        return function, load_arguments(dumped, call.method), context
 
     async def _await(self, job: Job, work: Coroutine[Any, Any, Any], began: float) -> None:
         try:

@@ -162,7 +162,11 @@ class _Worker:
             exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
         )
         generators = Generators(
-            exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
+            exchange.dispatch,
+            exchange.outbox,
+            transport.read_available,
+            self._is_ending,
+            unpack=self._jobs.unpack,
         )
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
