@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from functools import partial
 from time import perf_counter
@@ -278,7 +278,7 @@ class Jobs:
             self.on_too_large(size)
 
 
-def _each(function: Callable[[Any], Any], items: list[Any], check: Callable[[], None]) -> Any:
+def _each(function: Callable[[Any], Any], items: Iterable[Any], check: Callable[[], None]) -> Any:
     """Call the function with one item after the other.
 
     :returns: the results up to the first failure, and that failure or None; for a function that is

@@ -6,7 +6,15 @@ Layer 4, inside the pool. Above: the pool. Below: task, policy.
 import asyncio
 import operator
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -22,7 +30,7 @@ CHUNKS_AHEAD: Final = 2
 # What a chunk comes back as: the results up to the first failure, and that failure or None.
 Outcome = tuple[list[Any], Failure | None]
 
-Submit = Callable[[list[Any]], PoolTask[Outcome]]
+Submit = Callable[[Sequence[Any]], PoolTask[Outcome]]
 
 
 async def map_items(
@@ -75,10 +83,12 @@ class _Chunks:
         self._is_over = False  # there are no more items ...
         self._failure: BaseException | None = None  # ... because there was this instead
         self._room: asyncio.Future[None] | None = None  # where the feeder waits for it
-        self._sync: Iterator[Any] | None = None
+        self._take: Callable[[int], Sequence[Any]] | None = None
         self._feeder: asyncio.Task[None] | None = None
-        if isinstance(items, Iterable):
-            self._sync = iter(items)
+        if type(items) is range:
+            self._take = _Slices(items).take
+        elif isinstance(items, Iterable):
+            self._take = partial(self._take_from, iter(items))
         elif isinstance(items, AsyncIterable):
             # Beside who reads: results must not wait for items that may take their time.
             self._feeder = asyncio.create_task(self._feed(aiter(items)))
@@ -91,8 +101,8 @@ class _Chunks:
         :raises BaseException: what the items raised, when all before it were read
         """
         while True:
-            if self._sync is not None:
-                self._take_all(self._sync)
+            if self._take is not None:
+                self._take_all(self._take)
             task = self._first()
             if task is not None:
                 return task
@@ -128,16 +138,20 @@ class _Chunks:
             return len(self._under_way) < self._workers  # these tell how long an item takes
         return len(self._under_way) <= self._workers * CHUNKS_AHEAD
 
-    def _take_all(self, items: Iterator[Any]) -> None:
+    def _take_all(self, take: Callable[[int], Sequence[Any]]) -> None:
         while not self._is_over and self._may_submit():
             count = self._chunk_size or self._sizer.size
-            chunk: list[Any] = []
-            try:
-                chunk.extend(islice(items, count))  # what came before a failure stays in it
-            except Exception as error:  # noqa: BLE001 - raised in its turn
-                self._failure = error
+            chunk = take(count)
             self._is_over = len(chunk) < count
             self._give(chunk)
+
+    def _take_from(self, items: Iterator[Any], count: int) -> list[Any]:
+        chunk: list[Any] = []
+        try:
+            chunk.extend(islice(items, count))  # what came before a failure stays in it
+        except Exception as error:  # noqa: BLE001 - raised in its turn
+            self._failure = error
+        return chunk
 
     async def _feed(self, items: AsyncIterator[Any]) -> None:
         """Take items of an async iterable, as long as somebody reads the results."""
@@ -158,7 +172,7 @@ class _Chunks:
         self._give(chunk)
         self._news.set()
 
-    def _give(self, chunk: list[Any]) -> None:
+    def _give(self, chunk: Sequence[Any]) -> None:
         if chunk:
             task = self._submit(chunk)
             self._under_way[task] = len(chunk)
@@ -168,6 +182,18 @@ class _Chunks:
         if not self._ordered:
             self._finished.append(task)
         self._news.set()
+
+
+class _Slices:
+    """A range in pieces that are ranges, whose pickles are as small whatever their length."""
+
+    def __init__(self, items: range) -> None:
+        self._rest = items
+
+    def take(self, count: int) -> range:
+        """The next ``count`` items, or all that are left."""
+        taken, self._rest = self._rest[:count], self._rest[count:]
+        return taken
 
 
 def _length(items: object) -> int | None:

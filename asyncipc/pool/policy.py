@@ -36,7 +36,7 @@ MAX_CHUNK: Final = 16384
 CHUNK_GROWTH: Final = 128
 
 # Chunks that each worker gets at least, where the number of items is known.
-CHUNKS_PER_WORKER: Final = 4
+CHUNKS_PER_WORKER: Final = 8
 
 # The most by which limits of tasks differ, so that workers do not all go at once.
 JITTER: Final = 0.1

@@ -272,7 +272,7 @@ class Pool:
         limit = check_timeout(timeout)
         check_count("retries", retries)
 
-        def submit(chunk: list[Item]) -> PoolTask[Any]:
+        def submit(chunk: Sequence[Item]) -> PoolTask[Any]:
             work = self._packer.pack_chunk(function, chunk)
             task: PoolTask[Any] = self._engine.give(work, limit, retries, bounded=False)
             return task

@@ -3,7 +3,7 @@
 Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from asyncipc.pool.context_variables import VariableNames, dump_context
@@ -67,7 +67,7 @@ class Packer:
         """
         return self._pack(RUN, function, (args, kwargs))
 
-    def pack_chunk(self, function: Callable[..., Any], items: list[Any]) -> Work:
+    def pack_chunk(self, function: Callable[..., Any], items: Sequence[Any]) -> Work:
         """A call with each of the items; see `pack_call`."""
         return self._pack(MAP, function, items)
 

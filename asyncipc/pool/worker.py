@@ -33,7 +33,8 @@ from asyncipc.pool.payload import dump_failure
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
 from asyncipc.session.context import Call
-from asyncipc.session.handlers import Handler, Handlers
+from asyncipc.session.handler import Handler
+from asyncipc.session.handlers import Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
 from asyncipc.transport.sockets import SocketTransport

@@ -29,7 +29,8 @@ from asyncipc.errors import (
 from asyncipc.session.context import Call, serving
 from asyncipc.session.execution import run_handlers, start_task
 from asyncipc.session.faults import fault_reports
-from asyncipc.session.handlers import Handler, HandlerChain
+from asyncipc.session.handler import Handler
+from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.reporting import ProgressSender

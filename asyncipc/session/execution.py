@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from asyncipc.errors import InvalidParams
 from asyncipc.session.context import Call, serving
-from asyncipc.session.handlers import Handler
+from asyncipc.session.handler import Handler
 from asyncipc.session.producing import send_all, send_all_from_thread, send_all_in_turns
 
 __all__ = ["run_handlers", "start_task"]

@@ -20,7 +20,8 @@ from asyncipc.errors import IPCError, RemoteProtocolError
 from asyncipc.session.context import Call, CallOwner, serving
 from asyncipc.session.execution import run_handlers, start_task
 from asyncipc.session.gate import Gate
-from asyncipc.session.handlers import Handler, HandlerChain
+from asyncipc.session.handler import Handler
+from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
 from asyncipc.session.params import normalize
 from asyncipc.wire.attachments import Attachment
@@ -159,7 +160,7 @@ class NotificationReceiver:
         "_due",
         "_encode",
         "_finished",
-        "_handlers",
+        "_handlers_of",
         "_max_running",
         "_on_idle",
         "_outbox",
@@ -181,7 +182,7 @@ class NotificationReceiver:
     ) -> None:
         self._owner = owner
         self._outbox = outbox
-        self._handlers = handlers
+        self._handlers_of = handlers.for_notification
         self._share = limits.notification_credit // CREDIT_SHARE
         self._max_running = limits.notification_credit // SMALLEST_COST + 1
         self._on_idle = on_idle
@@ -198,22 +199,25 @@ class NotificationReceiver:
 
     def serve_with(self, handlers: HandlerChain) -> None:
         """From now on, ask these."""
-        self._handlers = handlers
+        self._handlers_of = handlers.for_notification
 
     def receive(self, message: list[Any]) -> None:
         """A notification came."""
-        if len(message) != 3 or message[1].__class__ is not str:
+        if len(message) == 3:
+            _, method, params = message
+            metadata = None
+        else:
             check_fields(message)
-        method = message[1]
-        params = message[2] if len(message) > 2 else None
-        metadata = message[3] if len(message) > 3 else None
+            _, method, params, metadata = [*message, None, None][:4]
+        if method.__class__ is not str:
+            check_fields(message)
         self.received += 1
-        handlers = self._handlers.for_notification(method)
-        if message.__class__ is BrokenMessage or not handlers:
+        handlers = self._handlers_of(method)
+        if not handlers or message.__class__ is BrokenMessage:
             self._drop(message)
             self._finished += 1
             return
-        call = Call(self._owner, 0, method, None, metadata if metadata is not None else {})
+        call = Call(self._owner, 0, method, None, {} if metadata is None else metadata)
         if handlers[0].is_inline:
             Context().run(self._serve_inline, call, handlers, params)
         else:
@@ -239,14 +243,14 @@ class NotificationReceiver:
 
     def _serve_inline(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         serving.set(call)
-        passed_on = False
         try:
-            passed_on = handlers[0].invoke(params, call) is NotImplemented
+            result = handlers[0].invoke(params, call)
         except BaseException:
             logger.exception("the handler for the notification %r failed", call.method)
-        if passed_on:
-            self._start(call, handlers[1:], params)  # those behind it may take time
-            return
+        else:
+            if result is NotImplemented:
+                self._start(call, handlers[1:], params)  # those behind it may take time
+                return
         call.finished = True
         self._finished += 1
 

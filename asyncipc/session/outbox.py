@@ -41,8 +41,10 @@ BATCH_SIZE: Final = 64 * 1024
 # answered; smaller batches cost more system calls than they gain.
 BATCH_COUNT: Final = 16
 
-# Nobody waits for notifications, so they gather until the turn or the batch is full.
-NOTIFICATION_BATCH: Final = 4096
+# Nobody waits for notifications, so more of them gather. Not as many as would fit: measured, what a
+# batch of 256 unpacks to is still in the cache when it is served, which makes serving a tenth
+# cheaper than with thousands.
+NOTIFICATION_BATCH: Final = 256
 
 # What one turn of the loop may write before others get their turn.
 TURN_SIZE: Final = 2 * 1024 * 1024

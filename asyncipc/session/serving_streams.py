@@ -10,7 +10,7 @@ from asyncipc.errors import DecodeError, InvalidParams, RemoteProtocolError
 from asyncipc.lazy import LazyModule
 from asyncipc.session.context import Call
 from asyncipc.session.execution import run_handlers
-from asyncipc.session.handlers import Handler
+from asyncipc.session.handler import Handler
 from asyncipc.session.item_receiver import ItemReceiver
 from asyncipc.session.item_sender import CallOver, ItemSender
 from asyncipc.session.streams import Streams

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from asyncipc.errors import InvalidParams
 from asyncipc.session.context import Call, CallOwner
-from asyncipc.session.handlers import Handler
+from asyncipc.session.handler import Handler
 from asyncipc.wire.types import message
 
 T = TypeVar("T")

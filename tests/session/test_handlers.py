@@ -3,10 +3,12 @@
 import contextlib
 import enum
 import functools
+import gc
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, assert_type, cast
+from weakref import ref
 
 import pytest
 from hypothesis import settings
@@ -15,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from asyncipc.errors import InvalidParams
 from asyncipc.session.context import Call, CallOwner
-from asyncipc.session.handlers import Handler, HandlerChain, HandlerProvider, Handlers
+from asyncipc.session.handler import Handler
+from asyncipc.session.handlers import HandlerChain, HandlerProvider, Handlers
 from asyncipc.wire.types import message
 
 
@@ -306,9 +309,19 @@ def test_sessions_without_handlers_share_what_their_peer_knows() -> None:
     peer = Handlers()
     for number in range(100):
         peer.on_request(f"method{number}")(one)
-    chains = [HandlerChain(Handlers(), peer) for _ in range(2)]
-    first, second = (chain.for_request("method7") for chain in chains)
-    assert first is second
+    assert peer.chain() is peer.chain()
+    assert functions(peer.chain().for_request("method7")) == [one]
+
+
+def test_a_registry_holds_no_chain_that_nobody_uses_any_longer() -> None:
+    peer = Handlers()
+    chain = HandlerChain(Handlers(), peer)
+    lookup = ref(chain.for_request.__self__)  # type: ignore[attr-defined]
+    peer.on_request("a")(one)
+    del chain
+    gc.collect()
+    assert lookup() is None
+    peer.on_request("b")(one)
 
 
 class RegistryMachine(RuleBasedStateMachine):
