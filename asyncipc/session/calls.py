@@ -58,10 +58,10 @@ class Calls:
     """
 
     __slots__ = (
+        "_codec",
         "_create_future",
         "_deadlines",
         "_depths",
-        "_encode",
         "_ended",
         "_max_requests",
         "_next_id",
@@ -116,7 +116,7 @@ class Calls:
 
     def open(self, codec: Codec, max_requests: int) -> None:
         """Begin to send, within what the other side allows."""
-        self._encode = codec.encode
+        self._codec = codec
         self._max_requests = self.slots.count = max_requests
 
     # -- requests --------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Calls:
         if metadata is not None:
             message.append(metadata)
         attachments: list[Attachment] = []
-        data = self._encode(message, attachments)
+        data = self._codec.encode(message, attachments)
         is_large = attachments or len(data) > outbox.inline_size
         if is_large:
             outbox.check_size(data, attachments, message)
@@ -355,7 +355,7 @@ class Calls:
         if waiter.done():
             self.pending[answer_id] = None
         self.cancelled += 1
-        self._outbox.put(self._encode([CANCEL, answer_id - 1], []))
+        self._outbox.put(self._codec.encode([CANCEL, answer_id - 1], []))
 
     def _release(self, answer_id: int) -> None:
         """A call is over on the wire: its slot is free."""

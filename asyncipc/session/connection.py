@@ -213,15 +213,15 @@ class Connection:
 
     def descriptors_received(self, descriptors: list[int], *, lost: bool) -> None:
         """Descriptors came, with the bytes that `buffer_updated` will tell of."""
-        assert self.exchange.arrivals is not None, "it asked the transport for them"
-        self.exchange.arrivals.put(descriptors, lost=lost)
+        assert self.exchange.sideband is not None, "it asked the transport for them"
+        self.exchange.sideband.incoming().put(descriptors, lost=lost)
         self.loop.call_soon(self._check_descriptors)
 
     def _check_descriptors(self) -> None:
         """The read that brought descriptors is over: their message has begun, if there is one."""
-        arrivals = self.exchange.arrivals
-        if arrivals is None or self.state is State.CLOSED:
+        if self.exchange.sideband is None or self.state is State.CLOSED:
             return
+        arrivals = self.exchange.sideband.incoming()
         try:
             arrivals.check_unclaimed(between_frames=self._decoder.between_frames)
         except ProtocolError as error:

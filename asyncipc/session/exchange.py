@@ -8,16 +8,15 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from asyncipc.errors import IPCError
-from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.pings import Pings
-from asyncipc.session.placing import Placing
 from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
+from asyncipc.session.sideband import Sideband
 from asyncipc.session.streams import Streams
 from asyncipc.transport.base import DescriptorCarrier, Transport
 from asyncipc.transport.regions import HAS_SHARED_MEMORY
@@ -40,7 +39,7 @@ class Exchange:
     :param session: the public face, given to handlers
     :param ended: says why no more calls are accepted
     :ivar features: what this side can do beyond the rest of the protocol
-    :ivar arrivals: what comes beside the stream, where the two sides have agreed on that
+    :ivar sideband: what goes and comes beside the stream, where the two sides have agreed on that
     """
 
     __slots__ = (
@@ -48,7 +47,6 @@ class Exchange:
         "_loop",
         "_settings",
         "_transport",
-        "arrivals",
         "calls",
         "dispatch",
         "features",
@@ -57,6 +55,7 @@ class Exchange:
         "outbox",
         "pings",
         "router",
+        "sideband",
         "streams",
     )
 
@@ -78,7 +77,7 @@ class Exchange:
             self.features = (DESCRIPTORS_FEATURE, MEMORY_FEATURE)
             if not (HAS_SHARED_MEMORY and settings.limits.shared_memory_above):
                 self.features = (DESCRIPTORS_FEATURE,)
-        self.arrivals: Arrivals | None = None
+        self.sideband: Sideband | None = None
         outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
         self.outbox: Outbox = outbox
         self.calls: Calls = Calls(loop, outbox, session, settings, ended)
@@ -122,8 +121,7 @@ class Exchange:
             tolerates_noise=self._transport.tolerates_noise,
             goodbye=goodbye,
             noise=noise,
-            arrivals=self.arrivals,
-            placing=self.outbox.placing,
+            sideband=self.sideband,
         )
         self.dispatch.open(codec)
         self.incoming_notifications.open(codec)
@@ -137,26 +135,21 @@ class Exchange:
     def _carry_descriptors(self, agreement: Agreement) -> None:
         """Both sides can pass descriptors, and perhaps shared memory."""
         shares = MEMORY_FEATURE in agreement.features.intersection(self.features)
-        transport = cast("DescriptorCarrier", self._transport)
-        self.arrivals = Arrivals(
+        self.sideband = self.outbox.sideband = Sideband(
             self._loop,
-            self._settings.limits.max_descriptors,
-            shares=shares,
-            accept=transport.accept_descriptors,
-            send=self._send,
-        )
-        self.outbox.placing = Placing(
+            cast("DescriptorCarrier", self._transport),
+            self,
             self._settings.limits,
             agreement.limits.max_descriptors,
             shares=shares,
-            send=self._send,
-            announce=self._announce,
         )
 
-    def _send(self, message: list[Any]) -> None:
+    def send(self, message: list[Any]) -> None:
+        """See `asyncipc.session.sideband.Messenger`."""
         self.outbox.put(self._codec.encode(message, []))
 
-    def _announce(self, message: list[Any]) -> Callable[[], bool]:
+    def announce(self, message: list[Any]) -> Callable[[], bool]:
+        """See `asyncipc.session.sideband.Messenger`."""
         attachments: list[Attachment] = []
         data = self._codec.encode(message, attachments)
         outgoing = self.outbox.put_large([data, *attachments], ANNOUNCEMENT_LANE).outgoing
@@ -207,8 +200,8 @@ class Exchange:
         self.outbox.close()
         if self.router is not None:
             self.router.close()
-        if self.arrivals is not None:
-            self.arrivals.close()
+        if self.sideband is not None:
+            self.sideband.close_incoming()
 
     def _room_again(self) -> None:
         self.dispatch.progress.room_again()

@@ -242,7 +242,7 @@ class ItemSender:
         if self._error is None:
             self._error = error
         self._credit = 0
-        if self._values and self._side.outbox.placing is not None:
+        if self._values and self._side.outbox.sideband is not None:
             self._give_away()
         self._values.clear()
         self.wake()

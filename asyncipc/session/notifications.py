@@ -50,7 +50,7 @@ class NotificationSender:
     :param ended: says why no more notifications are accepted
     """
 
-    __slots__ = ("_costs", "_credit", "_encode", "_ended", "_loop", "_outbox", "gate", "sent")
+    __slots__ = ("_codec", "_costs", "_credit", "_ended", "_loop", "_outbox", "gate", "sent")
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class NotificationSender:
 
     def open(self, codec: Codec, credit: int) -> None:
         """Begin to send, with the window that the other side grants."""
-        self._encode = codec.encode
+        self._codec = codec
         self._credit = credit
 
     async def notify(self, method: Any, params: Any, metadata: Mapping[str, Any] | None) -> None:
@@ -88,7 +88,7 @@ class NotificationSender:
             if metadata is not None:
                 message.append(dict(metadata))
             attachments: list[Attachment] = []
-            data = self._encode(message, attachments)
+            data = self._codec.encode(message, attachments)
             if attachments or len(data) > outbox.inline_size:
                 self._send_large(message, data, attachments)
             else:
@@ -108,7 +108,7 @@ class NotificationSender:
             return False
         message = [NOTIFY, method, params]
         attachments: list[Attachment] = []
-        data = self._encode(message, attachments)
+        data = self._codec.encode(message, attachments)
         if attachments or len(data) > outbox.inline_size:
             self._send_large(message, data, attachments)
         else:
@@ -157,8 +157,8 @@ class NotificationReceiver:
     """The notifications of one session that the other side sends."""
 
     __slots__ = (
+        "_codec",
         "_due",
-        "_encode",
         "_finished",
         "_handlers_of",
         "_max_running",
@@ -195,7 +195,7 @@ class NotificationReceiver:
 
     def open(self, codec: Codec) -> None:
         """Begin to give credit."""
-        self._encode = codec.encode
+        self._codec = codec
 
     def serve_with(self, handlers: HandlerChain) -> None:
         """From now on, ask these."""
@@ -227,7 +227,7 @@ class NotificationReceiver:
         """A frame of ``size`` bytes was looked at: give credit back when enough has come."""
         self._due += size
         if self._finished and self._due + self._finished * SMALLEST_COST >= self._share:
-            self._outbox.put(self._encode([CREDIT, 0, self._finished], []))
+            self._outbox.put(self._codec.encode([CREDIT, 0, self._finished], []))
             self._finished = 0
             if not self.running:
                 self._due = 0

@@ -20,9 +20,10 @@ from typing import Any, Final, cast
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
 from asyncipc.session.lanes import Lanes, Transfer
-from asyncipc.session.placing import Placing, measure, place
+from asyncipc.session.placing import measure, owned
+from asyncipc.session.sideband import Sideband
 from asyncipc.session.sinks import NOWHERE, DescriptorSink, Sink
-from asyncipc.wire.attachments import Attachment, NoDescriptors
+from asyncipc.wire.attachments import Attachment, Buffer, NoDescriptors
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.framing import frame_header
 from asyncipc.wire.messages import RETRACT
@@ -65,14 +66,13 @@ class Outbox:
     :ivar accepts_calls: the session is open for new requests and notifications
     :ivar is_blocked: the transport keeps what it was given last, because the other side does not
         read, or not as fast
-    :ivar placing: what can go beside the stream, where the two sides have agreed on that
+    :ivar sideband: what can go beside the stream, where the two sides have agreed on that
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
     __slots__ = (
         "_answers",
-        "_encode",
-        "_join",
+        "_codec",
         "_lanes",
         "_loop",
         "_max_batch",
@@ -92,7 +92,7 @@ class Outbox:
         "inline_size",
         "is_blocked",
         "limit",
-        "placing",
+        "sideband",
         "size",
     )
 
@@ -109,16 +109,16 @@ class Outbox:
         self._on_room = on_room
         self._queue: list[bytes] = []
         self._lanes = Lanes()
-        self._on_written: list[Callable[[], object]] = []
+        self._on_written: tuple[Callable[[], object], ...] = ()
         self._scheduled = False
         self.is_blocked: bool = False
         self._taken = 0  # messages that have left the queue
         self._answers: deque[int] | None = None  # where answers stand, counted like `_taken`
-        self._raw: list[bytes] = []
+        self._raw: tuple[bytes, ...] = ()
         self._was_full = False
         self.accepts_calls: bool = False
         self.corked: bool = False
-        self.placing: Placing | None = None
+        self.sideband: Sideband | None = None
         self.size: int = 0
         self.bytes_sent: int = 0
 
@@ -130,8 +130,7 @@ class Outbox:
         max_message: int,
     ) -> None:
         """Begin to send in the codec and within the limits that the handshake settled."""
-        self._encode = codec.encode
-        self._join = codec.join
+        self._codec = codec
         self._max_frame = max_frame
         self._max_message = max_message
         self._max_batch = min(BATCH_SIZE + INLINE_SIZE, max_frame - BATCH_HEADER)
@@ -162,10 +161,10 @@ class Outbox:
         """
         size, descriptors = measure(attachments)
         if descriptors:
-            if self.placing is None:
-                self._encode(cast("list[Any]", message), NoDescriptors())  # knows the path
+            if self.sideband is None:
+                self._codec.encode(cast("list[Any]", message), NoDescriptors())  # knows the path
             else:
-                self.placing.check_count(descriptors)
+                self.sideband.outgoing().check_count(descriptors)
         size += len(data)
         if size > self._max_message:
             raise FrameTooLarge(
@@ -179,7 +178,7 @@ class Outbox:
         frame = frame_header(len(envelope)) + envelope
         self.bytes_sent += len(frame)
         if self.is_blocked:
-            self._raw.append(frame)
+            self._raw += (frame,)
         else:
             self.is_blocked = not self._sink.write((frame,))
 
@@ -238,7 +237,13 @@ class Outbox:
         :param lasting: the buffers do not change until ``done`` is called; else they are copied
         :raises EncodeError: a file descriptor cannot be copied
         """
-        transfer = Transfer(lane, *place(self.placing, segments, lasting=lasting), done)
+        if self.sideband is not None and len(segments) > 1:
+            buffers, cargo = self.sideband.outgoing().place(segments, lasting=lasting)
+        else:
+            buffers, cargo = cast("Sequence[Buffer]", segments), None
+            if not lasting:
+                buffers = list(map(owned, buffers))
+        transfer = Transfer(lane, buffers, cargo, done)
         self.size += transfer.outgoing.size
         self._lanes.add(transfer)
         self.flush()
@@ -259,7 +264,7 @@ class Outbox:
         item.retracted = True
         self.size -= item.outgoing.size - item.outgoing.taken
         if item.number:
-            self.put(self._encode([RETRACT, item.number], []))
+            self.put(self._codec.encode([RETRACT, item.number], []))
         if item is self._lanes[lane][0]:
             self._finish(item)
         else:
@@ -280,7 +285,7 @@ class Outbox:
         """The transport has taken what it kept."""
         self.is_blocked = False
         if self._raw:
-            frames, self._raw = self._raw, []
+            frames, self._raw = self._raw, ()
             self.is_blocked = not self._sink.write(frames)
         if not self.is_blocked:
             self._call_written()
@@ -310,7 +315,7 @@ class Outbox:
         """Wait until everything has been handed to the kernel, or the session is over."""
         while not self.empty:
             future = self._loop.create_future()
-            self._on_written.append(partial(_resolve, future))
+            self._on_written += (partial(_resolve, future),)
             await future
 
     def flush(self) -> None:
@@ -328,7 +333,8 @@ class Outbox:
                 transfer = self._lanes.next_transfer(self._max_message)
                 if transfer is None:
                     break  # the other side will say when it takes what goes beside it
-                size, region = transfer.share_some(self.placing)
+                placing = None if self.sideband is None else self.sideband.placing
+                size, region = transfer.share_some(placing)
                 copied += size
                 if region is not None or not size:
                     written += self._write_part(transfer, region, size)
@@ -346,7 +352,7 @@ class Outbox:
     def close(self) -> None:
         """The session is over: nothing more is sent, and nothing is kept alive."""
         self.accepts_calls = False
-        self._raw.clear()
+        self._raw = ()
         self._queue.clear()
         transfers = list(self._lanes.transfers())
         self._lanes.clear()
@@ -355,11 +361,11 @@ class Outbox:
             transfer.end()
         self._sink = NOWHERE
         self.written()
-        if self.placing is not None:
-            self.placing.close()
+        if self.sideband is not None:
+            self.sideband.close_outgoing()
 
     def _call_written(self) -> None:
-        callbacks, self._on_written = self._on_written, []
+        callbacks, self._on_written = self._on_written, ()
         for callback in callbacks:
             callback()
 
@@ -390,7 +396,7 @@ class Outbox:
             self._queue = []
             self._taken += len(queue)
             self.size = 0
-            envelope = self._join(queue)
+            envelope = self._codec.join(queue)
         else:
             envelope = self._join_some()
         return frame_header(len(envelope)) + envelope
@@ -407,7 +413,7 @@ class Outbox:
         self._queue = queue[taken:]
         self._taken += taken
         self.size -= size
-        return queue[0] if taken == 1 else self._join(queue[:taken])
+        return queue[0] if taken == 1 else self._codec.join(queue[:taken])
 
     def _write_part(self, transfer: Transfer, region: list[int] | None, shared: int) -> int:
         """Write the next part of a transfer; return its size in bytes.
@@ -415,7 +421,7 @@ class Outbox:
         :param region: where the next ``shared`` bytes are, if not in the stream
         """
         frame, size, descriptors = self._lanes.next_frame(
-            transfer, region, self._encode, self._max_frame
+            transfer, region, self._codec.encode, self._max_frame
         )
         self.size -= size + shared
         if descriptors:
@@ -431,7 +437,7 @@ class Outbox:
         """A transfer has left or was dropped: what stands behind it in its lane may go."""
         self._queue += self._lanes.leave(transfer)
         if self.is_blocked:
-            self._on_written.append(transfer.end)  # the transport still reads the buffers
+            self._on_written += (transfer.end,)  # the transport still reads the buffers
         else:
             transfer.end()
 

@@ -18,7 +18,7 @@ __all__ = ["Pings"]
 class Pings:
     """The pings of one session, in both directions."""
 
-    __slots__ = ("_encode", "_loop", "_next", "_outbox", "_waiting")
+    __slots__ = ("_codec", "_loop", "_next", "_outbox", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._loop = loop
@@ -28,7 +28,7 @@ class Pings:
 
     def open(self, codec: Codec) -> None:
         """Begin to send."""
-        self._encode = codec.encode
+        self._codec = codec
 
     async def ping(self, timeout: float | None) -> float:
         """Ask for a sign of life; see `asyncipc.Session.ping`."""
@@ -38,7 +38,7 @@ class Pings:
             self._waiting = {}
         self._waiting[token] = pong = self._loop.create_future()
         started = time.perf_counter()
-        self._outbox.put_now(self._encode([PING, token], []))
+        self._outbox.put_now(self._codec.encode([PING, token], []))
         try:
             async with asyncio.timeout(timeout):
                 await pong
@@ -50,7 +50,7 @@ class Pings:
 
     def receive_ping(self, token: int) -> None:
         """The other side asks."""
-        self._outbox.put(self._encode([PONG, token], []))
+        self._outbox.put(self._codec.encode([PONG, token], []))
 
     def receive_pong(self, token: int) -> None:
         """The other side answers; late, it is dropped."""

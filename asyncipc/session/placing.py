@@ -10,7 +10,7 @@ Layer 2, inside the session. Above: the outbox. Below: wire, transport.
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncipc.config import Limits
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
@@ -25,7 +25,7 @@ else:
     fd = LazyModule("asyncipc.transport.fd")
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
-__all__ = ["Cargo", "Placing", "close_given", "has_descriptors", "measure", "place"]
+__all__ = ["Cargo", "Placing", "close_given", "has_descriptors", "measure", "owned"]
 
 # Bytes copied into the arena before others get their turn.
 COPY_SIZE: Final = 1024 * 1024
@@ -212,7 +212,7 @@ class Placing:
                 if hasattr(segment, "fileno"):
                     cargo.add_descriptor(segment)
                 elif not (stream and self._place_buffer(cargo, segment)):
-                    stream.append(segment if lasting else _owned(segment))
+                    stream.append(segment if lasting else owned(segment))
                     cargo.lengths.append(memoryview(segment).nbytes)
             if not lasting:
                 cargo.copy_all()
@@ -344,16 +344,6 @@ class Placing:
             self._send([DESCRIPTORS, 0])
 
 
-def place(
-    placing: Placing | None, segments: Sequence[Attachment], *, lasting: bool
-) -> tuple[Sequence[Buffer], Cargo | None]:
-    """`Placing.place`, also where nothing can go beside the stream: there are only buffers then."""
-    if placing is not None and len(segments) > 1:
-        return placing.place(segments, lasting=lasting)
-    buffers = cast("Sequence[Buffer]", segments)
-    return (buffers if lasting else [_owned(buffer) for buffer in buffers]), None
-
-
 def measure(attachments: Sequence[Attachment]) -> tuple[int, int]:
     """The bytes in the buffers, and how many of the others, descriptors, there are."""
     size = descriptors = 0
@@ -383,5 +373,6 @@ def _nothing_sent(segments: Sequence[Attachment]) -> list[Buffer]:
     return [segment for segment in segments if not hasattr(segment, "fileno")]
 
 
-def _owned(buffer: Buffer) -> bytes:
+def owned(buffer: Buffer) -> bytes:
+    """A copy of a buffer that somebody may change."""
     return buffer if isinstance(buffer, bytes) else bytes(buffer)

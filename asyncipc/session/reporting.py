@@ -69,7 +69,7 @@ class ProgressSender:
     """
 
     __slots__ = (
-        "_encode",
+        "_codec",
         "_from_threads",
         "_loop",
         "_outbox",
@@ -90,7 +90,7 @@ class ProgressSender:
 
     def open(self, codec: Codec) -> None:
         """Begin to send."""
-        self._encode = codec.encode
+        self._codec = codec
 
     def send(self, call: Call, update: Progress) -> None:
         """Send progress in the call's lane, or keep the latest while the outbox is full."""
@@ -99,7 +99,7 @@ class ProgressSender:
         if call.streams is not None:
             call.streams.flush()  # the items before it go first
         lane = call.wire_id + 1
-        data = self._encode([PROGRESS, lane, update.done, update.total, update.message], [])
+        data = self._codec.encode([PROGRESS, lane, update.done, update.total, update.message], [])
         if len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, ())
         if self._outbox.full:

@@ -15,7 +15,7 @@ from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.pings import Pings
-from asyncipc.session.placing import Placing
+from asyncipc.session.sideband import Sideband
 from asyncipc.session.streams import Streams
 from asyncipc.wire import messages
 from asyncipc.wire.codec import Codec
@@ -32,26 +32,21 @@ class Router:
     :param tolerates_noise: an envelope that holds no message is noise, not an error
     :param goodbye: called with a goodbye
     :param noise: called with bytes between frames
-    :param arrivals: what comes beside the stream; None where nothing may
-    :param placing: what goes beside the stream; None where nothing may
+    :param sideband: what goes and comes beside the stream; None where nothing may
     """
 
     __slots__ = (
-        "_answered",
-        "_arrivals",
         "_assembler",
         "_calls",
-        "_decode",
+        "_codec",
         "_dispatch",
         "_incoming_notifications",
         "_is_over",
         "_max_message",
         "_notifications",
-        "_notified",
         "_pings",
-        "_placing",
         "_receive_goodbye",
-        "_requested",
+        "_sideband",
         "_streams",
         "_tolerates_noise",
         "ignored",
@@ -72,33 +67,28 @@ class Router:
         tolerates_noise: bool,
         goodbye: Callable[[list[Any]], None],
         noise: Callable[[bytes], None],
-        arrivals: Arrivals | None,
-        placing: Placing | None,
+        sideband: Sideband | None,
     ) -> None:
-        self._decode = codec.decode
+        self._codec = codec
         self._calls = calls
         self._dispatch = dispatch
         self._notifications = notifications
         self._incoming_notifications = incoming_notifications
         self._streams = streams
         self._pings = pings
-        self._answered = calls.answered
-        self._requested = dispatch.request
-        self._notified = incoming_notifications.receive
         self._max_message = max_message
         self._tolerates_noise = tolerates_noise
         self._receive_goodbye = goodbye
         self._assembler: Assembler | None = None  # made when the first transfer comes
         self.noise: Callable[[bytes], None] = noise
         self.ignored: int = 0
-        self._arrivals = arrivals
-        self._placing = placing
+        self._sideband = sideband
         self._is_over = False  # what stands behind that goodbye in its batch is not served
 
     def envelope(self, data: memoryview, attached: int) -> bool:
         """A complete envelope came; see `asyncipc.wire.framing.FrameSink`."""
         try:
-            decoded = self._decode(data)
+            decoded = self._codec.decode(data)
         except DecodeError as error:
             if self._tolerates_noise:
                 return False
@@ -107,10 +97,10 @@ class Router:
         if not attached:
             # The commonest frames hold one message alone.
             if kind == REPLY:
-                self._answered(decoded)
+                self._calls.answered(decoded)
                 return True
             if kind == REQUEST:
-                self._requested(decoded)
+                self._dispatch.request(decoded)
                 return True
         elif kind not in (messages.BEGIN, messages.PART):
             raise RemoteProtocolError(
@@ -141,7 +131,7 @@ class Router:
 
     def _decode_segments(self, segments: list[Any]) -> list[Any]:
         try:
-            return self._decode(segments[0], segments[1:])
+            return self._codec.decode(segments[0], segments[1:])
         except DecodeError as error:
             raise RemoteProtocolError(f"the other side sent no message: {error}") from error
 
@@ -150,14 +140,15 @@ class Router:
 
         Descriptors in what nobody takes (a late reply, a request without a handler) are closed.
         """
-        assert self._arrivals is not None
-        self._arrivals.gather_regions()
+        assert self._sideband is not None
+        arrivals = self._sideband.incoming()
+        arrivals.gather_regions()
         try:
             self._route_filled(segments, beside)
         finally:
             segments.clear()
             # Together with the answer, if there is one already.
-            self._arrivals.return_regions()
+            arrivals.return_regions()
 
     def _route_filled(self, segments: list[Any], beside: Beside) -> None:
         size = sum(map(len, segments)) + beside.size
@@ -192,11 +183,11 @@ class Router:
         for message in batch:
             kind = message[0]
             if kind == REPLY:
-                self._answered(message)
+                self._calls.answered(message)
             elif kind == REQUEST:
-                self._requested(message)
+                self._dispatch.request(message)
             elif kind == NOTIFY:
-                self._notified(message)
+                incoming.receive(message)
             elif kind == ITEMS:
                 check_fields(message)
                 alone = batch is not decoded
@@ -245,12 +236,12 @@ class Router:
             self._assembler = Assembler(self._max_message)
         lengths, beside = message[2], None
         if any(type(length) is not int for length in lengths):
-            if self._arrivals is None:
+            if self._sideband is None:
                 raise RemoteProtocolError(
                     "the other side sent a transfer with descriptors or shared memory, which was "
                     "not agreed on"
                 )
-            lengths, beside = self._arrivals.unload(lengths)
+            lengths, beside = self._sideband.incoming().unload(lengths)
         try:
             self._assembler.begin(message[1], lengths, beside)
         except ProtocolError:
@@ -263,13 +254,14 @@ class Router:
             self._assembler = Assembler(self._max_message)
         self._assembler.part(message[1])
         if len(message) > 2 and message[2] is not None:
-            if self._arrivals is None:
+            if self._sideband is None:
                 raise RemoteProtocolError(
                     "the other side sent a part in shared memory, which was not agreed on"
                 )
-            self._arrivals.gather_regions()
-            self._feed_region(*message[2], arrivals=self._arrivals)
-            self._arrivals.return_regions()
+            arrivals = self._sideband.incoming()
+            arrivals.gather_regions()
+            self._feed_region(*message[2], arrivals=arrivals)
+            arrivals.return_regions()
 
     def _feed_region(self, *region: int, arrivals: Arrivals) -> None:
         assert self._assembler is not None
@@ -282,24 +274,24 @@ class Router:
             self._assembler.retract(message[1])
 
     def _receive_descriptors(self, message: list[Any]) -> None:
-        if self._arrivals is None or self._placing is None:
+        if self._sideband is None:
             self._receive_unknown(message)
         elif message[1] == 0:
-            self._arrivals.asked()
+            self._sideband.incoming().asked()
         else:
-            self._placing.credited(message[1])
+            self._sideband.outgoing().credited(message[1])
 
     def _receive_memory(self, message: list[Any]) -> None:
-        if self._arrivals is None:
+        if self._sideband is None:
             self._receive_unknown(message)
         else:
-            self._arrivals.announced(*message[1:4])
+            self._sideband.incoming().announced(*message[1:4])
 
     def _receive_release(self, message: list[Any]) -> None:
-        if self._placing is None:
+        if self._sideband is None:
             self._receive_unknown(message)
         else:
-            self._placing.released(*message[1:3])
+            self._sideband.outgoing().released(*message[1:3])
 
     def _take_goodbye(self, message: list[Any]) -> None:
         self._receive_goodbye(message)

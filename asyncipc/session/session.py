@@ -323,7 +323,9 @@ class Session:
         exchange = connection.exchange
         calls, dispatch, router = exchange.calls, exchange.dispatch, exchange.router
         sender, receiver = exchange.notifications, exchange.incoming_notifications
-        placing, arrivals = exchange.outbox.placing, exchange.arrivals
+        sideband = exchange.sideband
+        placing = sideband.placing if sideband is not None else None
+        arrivals = sideband.arrivals if sideband is not None else None
         return Statistics(
             requests_sent=calls.requests,
             requests_served=dispatch.requests,
