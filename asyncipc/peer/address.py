@@ -8,12 +8,17 @@ Layer 3, inside the peer. Below: errors.
 """
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from asyncipc.errors import AddressError
+from asyncipc.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import shlex
+else:
+    shlex = LazyModule("shlex")
 
 __all__ = [
     "Address",

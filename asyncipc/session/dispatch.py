@@ -11,10 +11,10 @@ Layer 2, inside the session. Below: wire.
 """
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Collection
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context
 from typing import Any, Final
 
@@ -125,7 +125,7 @@ class Dispatch:
         self._replies: dict[int, Transfer] = {}  # large ones on their way
         self.progress: ProgressSender = ProgressSender(loop, outbox)
         self._idle: asyncio.Future[None] | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         self.look: Callable[[], None] = nothing_new
         self.requests: int = 0
         self.refused: int = 0
@@ -424,13 +424,15 @@ class Dispatch:
             if call.task is not None:
                 call.task.cancel()
 
-    def threads(self) -> Executor:
+    def threads(self) -> concurrent.futures.Executor:
         """The session's own threads: made as they are needed, as many as requests may run.
 
         Those of the loop are few, and calls that wait for calls would use them up.
         """
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._max_requests, "asyncipc-handler")
+            self._threads = concurrent.futures.ThreadPoolExecutor(
+                self._max_requests, "asyncipc-handler"
+            )
         return self._threads
 
     def set_idle(self) -> None:

@@ -18,8 +18,7 @@ from asyncipc.session.router import Router
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.sideband import Sideband
 from asyncipc.session.streams import Streams
-from asyncipc.transport.base import DescriptorCarrier, Transport
-from asyncipc.transport.regions import HAS_SHARED_MEMORY
+from asyncipc.transport.base import HAS_SHARED_MEMORY, DescriptorCarrier, Transport
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.handshake import DESCRIPTORS_FEATURE, MEMORY_FEATURE, Agreement

@@ -40,10 +40,12 @@ The contract, which ``tests/contract`` runs over every implementation:
 Layer 1.
 """
 
+import sys
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "HAS_SHARED_MEMORY",
     "Buffer",
     "Credentials",
     "DescriptorCarrier",
@@ -51,6 +53,9 @@ __all__ = [
     "Receiver",
     "Transport",
 ]
+
+# memfds with seals, and madvise as it is used here.
+HAS_SHARED_MEMORY: Final = sys.platform == "linux"
 
 # A memoryview must be of single bytes, so that len() is its size.
 Buffer: TypeAlias = bytes | bytearray | memoryview

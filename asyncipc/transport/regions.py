@@ -5,13 +5,10 @@ Above: ``shared_memory``.
 Layer 1.
 """
 
-import sys
 from bisect import bisect_right
 from typing import Final
 
-__all__ = ["HAS_SHARED_MEMORY", "PAGE", "Regions", "whole_pages"]
-
-HAS_SHARED_MEMORY: Final = sys.platform == "linux"
+__all__ = ["PAGE", "Regions", "whole_pages"]
 
 # Regions begin at a page and have whole ones: what the receiver writes to in its private mapping
 # becomes a copy page by page, and must not take a neighbour with it. (Larger pages are multiples.)

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncipc.lazy import LazyModule
-from asyncipc.transport.base import Buffer
-from asyncipc.transport.regions import HAS_SHARED_MEMORY, PAGE, Regions, whole_pages
+from asyncipc.transport.base import HAS_SHARED_MEMORY, Buffer
+from asyncipc.transport.regions import PAGE, Regions, whole_pages
 
 if TYPE_CHECKING:
     import numpy
