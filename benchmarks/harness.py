@@ -69,12 +69,14 @@ class Subject:
     :ivar module: below ``benchmarks``, with ``serve`` and ``client``, or only the latter
     :ivar packages: importable names it needs beside those asyncipc needs itself
     :ivar program: an executable it needs
+    :ivar root: the folder with the packages ``benchmarks`` and ``asyncipc`` to use
     """
 
     name: str
     module: str
     packages: tuple[str, ...] = ()
     program: str | None = None
+    root: Path = ROOT
 
     def missing(self) -> str | None:
         """What is not installed here, if anything."""
@@ -89,13 +91,13 @@ class Subject:
 class Worker:
     """A process that runs one side of a pair and speaks JSON lines over its stdin and stdout."""
 
-    def __init__(self, name: str, role: str, module: str, path: Path) -> None:
-        self.name = f"{name} ({role})"
+    def __init__(self, subject: Subject, role: str, path: Path) -> None:
+        self.name = f"{subject.name} ({role})"
         self._stderr = path.with_suffix(f".{role}.stderr")
         with self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", role, module, str(path)],
-                cwd=ROOT,
+                [sys.executable, "-m", "benchmarks.worker", role, subject.module, str(path)],
+                cwd=subject.root,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -146,13 +148,13 @@ def _leaves(pid: int) -> list[int]:
 class Pair:
     """A server process and a client process of one subject, connected and ready for commands."""
 
-    def __init__(self, subject: Subject, directory: Path, *, pin: bool) -> None:
+    def __init__(self, subject: Subject, directory: Path, number: int, *, pin: bool) -> None:
         self.subject = subject
         self._pin = pin and sys.platform == "linux"
         self._own_server = False  # the client started the other side itself
         self.samples: dict[str, list[float]] = {}
         self.commands: frozenset[str] = frozenset()
-        self._path = directory / f"{subject.module.replace('.', '-')}.sock"
+        self._path = directory / f"{number}-{subject.module.replace('.', '-')}.sock"
         self._workers: list[Worker] = []
 
     def __enter__(self) -> Self:
@@ -205,7 +207,7 @@ class Pair:
             os.sched_setaffinity(client, {cores[0]})
 
     def _start(self, role: str) -> Worker:
-        worker = Worker(self.subject.name, role, self.subject.module, self._path)
+        worker = Worker(self.subject, role, self._path)
         self._workers.append(worker)
         return worker
 
@@ -214,11 +216,12 @@ class Pair:
 def started(subjects: Sequence[Subject], settings: Settings) -> Iterator[list[Pair]]:
     """The pairs of all subjects that were asked for and are installed; says which are not."""
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        pairs = []
+        pairs: list[Pair] = []
         for subject in filter(settings.wants, subjects):
             missing = subject.missing()
             if missing is None:
-                pairs.append(stack.enter_context(Pair(subject, Path(directory), pin=settings.pin)))
+                pair = Pair(subject, Path(directory), len(pairs), pin=settings.pin)
+                pairs.append(stack.enter_context(pair))
             else:
                 print(f"skipped: {subject.name}: {missing}")
         yield pairs

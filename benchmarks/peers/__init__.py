@@ -2,10 +2,21 @@
 
 from benchmarks.harness import Subject
 
-__all__ = ["ASYNC_HANDLER", "ECHO", "FLOOR", "GRPC", "JSON_LINES", "NODE", "PLAIN_HANDLER", "PYZMQ"]
+__all__ = [
+    "ASYNC_HANDLER",
+    "CORE",
+    "ECHO",
+    "FLOOR",
+    "GRPC",
+    "JSON_LINES",
+    "NODE",
+    "PLAIN_HANDLER",
+    "PYZMQ",
+]
 
 PLAIN_HANDLER = Subject("asyncipc, plain def handler", "peers.asyncipc_unix")
 ASYNC_HANDLER = Subject("asyncipc, async def handler", "peers.asyncipc_async")
+CORE = Subject("asyncipc", "peers.asyncipc_core")
 FLOOR = Subject("two uvloop processes, raw bytes", "peers.raw_loop")
 JSON_LINES = Subject("asyncio streams, JSON lines, ids", "peers.json_lines")
 PYZMQ = Subject("pyzmq asyncio DEALER/ROUTER, MessagePack", "peers.pyzmq_dealer", packages=("zmq",))

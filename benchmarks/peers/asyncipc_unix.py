@@ -6,30 +6,13 @@ from time import perf_counter
 from typing import Any
 
 import asyncipc
-from benchmarks.worker import MESSAGE, bulk_data, obey_async, session_commands
+from benchmarks.peers import asyncipc_core
+from benchmarks.worker import bulk_data, obey_async
 
 
 def make_peer() -> asyncipc.Peer:
     """A peer with every handler the benchmarks ask for."""
-    peer = asyncipc.Peer()
-    counted = 0
-
-    @peer.on_request("echo")
-    def echo(n: int, text: str) -> dict[str, Any]:
-        return {"n": n, "text": text}
-
-    @peer.on_request("echo_async")
-    async def echo_async(n: int, text: str) -> dict[str, Any]:
-        return {"n": n, "text": text}
-
-    @peer.on_notification("count")
-    def count(n: int, text: str) -> None:
-        nonlocal counted
-        counted += 1
-
-    @peer.on_request("get_counted")
-    def get_counted() -> int:
-        return counted
+    peer = asyncipc_core.make_peer()
 
     @peer.on_request("count_up")
     async def count_up(count: int) -> AsyncIterator[dict[str, Any]]:
@@ -47,14 +30,6 @@ def commands(
     session: asyncipc.Session, method: str = "echo"
 ) -> Mapping[str, Callable[[int], Awaitable[Any]]]:
     """What a client with a session can be asked to measure."""
-
-    async def notify(count: int) -> float:
-        before = await session.request("get_counted")
-        begin = perf_counter()
-        for _ in range(count):
-            await session.notify("count", MESSAGE)
-        assert await session.request("get_counted") == before + count
-        return count / (perf_counter() - begin)
 
     async def stream(count: int) -> float:
         begin = perf_counter()
@@ -85,8 +60,7 @@ def commands(
         return slowest * 1000
 
     return {
-        **session_commands(session.request, method),
-        "notify": notify,
+        **asyncipc_core.commands(session, method),
         "stream": stream,
         "bulk": bulk,
         "ping_during_bulk": ping_during_bulk,
