@@ -20,22 +20,18 @@ from asyncipc.peer.address import (
     UnixAddress,
     parse_address,
 )
-from asyncipc.peer.holdings import Holdings
 from asyncipc.peer.opening import Opening
 from asyncipc.peer.options import (
     allowed_users,
     check_network_security,
     check_seconds,
-    codec_choice,
     file_mode,
     id_source,
     token_bytes,
 )
+from asyncipc.peer.sessions import Sessions
 from asyncipc.session.handlers import Handlers
 from asyncipc.session.params import check_timeout
-from asyncipc.session.session import Session
-from asyncipc.session.settings import SessionSettings
-from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
 
 if TYPE_CHECKING:
@@ -44,13 +40,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncipc.peer import companion, connecting, listening, resolving, spawning, wrapping
-    from asyncipc.peer import server as serving
     from asyncipc.peer.options import RequestIds, Users
     from asyncipc.peer.server import Server
     from asyncipc.peer.spawning import Channel
     from asyncipc.peer.wrapping import Readable, Writable
     from asyncipc.process import lifeline
     from asyncipc.process.stderr import StderrMode
+    from asyncipc.session.session import Session
     from asyncipc.transport import memory, sockets, stdio
     from asyncipc.transport.base import Transport
     from asyncipc.wire.codec import Codec
@@ -59,7 +55,6 @@ else:  # a peer needs few of these: each is imported by the first session that d
     connecting = LazyModule("asyncipc.peer.connecting")
     listening = LazyModule("asyncipc.peer.listening")
     resolving = LazyModule("asyncipc.peer.resolving")
-    serving = LazyModule("asyncipc.peer.server")
     spawning = LazyModule("asyncipc.peer.spawning")
     wrapping = LazyModule("asyncipc.peer.wrapping")
     lifeline = LazyModule("asyncipc.process.lifeline")
@@ -98,14 +93,16 @@ class Peer(Handlers):
         tracebacks: bool = True,
     ) -> None:
         super().__init__()
-        codec_choice(codec)  # an unknown name is an error here, not at the first session
-        self._codec = codec
-        self._timeout = check_timeout(timeout)
         self._limits = limits
         self._timeouts = timeouts if timeouts is not None else Timeouts()
-        self._request_ids = id_source(request_ids)
-        self._tracebacks = tracebacks
-        self._holdings: dict[asyncio.AbstractEventLoop, Holdings] = {}
+        self._sessions = Sessions(
+            self,
+            codec=codec,
+            timeout=check_timeout(timeout),
+            timeouts=self._timeouts,
+            request_ids=id_source(request_ids),
+            tracebacks=tracebacks,
+        )
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -253,9 +250,7 @@ class Peer(Handlers):
     @property
     def sessions(self) -> frozenset[Session]:
         """All sessions of this peer that stand now, in any loop, those of its servers included."""
-        return frozenset[Session]().union(
-            *(here.sessions for here in tuple(self._holdings.values()))
-        )
+        return self._sessions.standing()
 
     async def aclose(self) -> None:
         """Close all servers and sessions that this peer has in the running event loop.
@@ -263,7 +258,7 @@ class Peer(Handlers):
         They close together and in good order; goes on when the caller is cancelled. The peer may
         be used again.
         """
-        await self._here().aclose()
+        await self._sessions.here().aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -290,7 +285,7 @@ class Peer(Handlers):
             connecting.NOT_THERE_YET,
             retry_for,
         )
-        return await self._open(transport, Role.CONNECTING, token=token)
+        return await self._sessions.open(transport, Role.CONNECTING, self._own_limits(), token)
 
     async def _spawn(
         self,
@@ -300,19 +295,19 @@ class Peer(Handlers):
         stderr: StderrMode,
         channel: Channel,
     ) -> Session:
-        settings = self._settings_for(self._limits or Limits())
+        limits = self._own_limits()
         spawned = spawning.spawn_child(
             argv,
             env=env,
             cwd=cwd,
             stderr=stderr,
             channel=channel,
-            stderr_tail=settings.limits.stderr_tail,
+            stderr_tail=limits.stderr_tail,
         )
-        session = Session(spawned.transport, Role.CONNECTING, settings, self)
         child = companion.ChildCompanion(spawned.process, spawned.stderr, self._timeouts.terminate)
-        session.accompany(spawned.process, child)
-        return await self._here().open_session(session)
+        return await self._sessions.open_child(
+            spawned.transport, Role.CONNECTING, limits, spawned.process, child
+        )
 
     async def _stdio(self) -> Session:
         lifeline.arm_inherited_lifeline()
@@ -335,9 +330,10 @@ class Peer(Handlers):
         mode: int,
         on_session: Callable[[Session], object] | None,
     ) -> Server:
-        limits = self._limits or Limits()
         socket = listening.listen_unix(address, mode)
-        return self._serve(socket, address, limits, token, on_session, users=users)
+        return self._sessions.serve(
+            socket, address, self._own_limits(), token, on_session, users=users
+        )
 
     async def _serve_tcp(
         self,
@@ -353,77 +349,13 @@ class Peer(Handlers):
         limits = self._limits or NETWORK_LIMITS
         socket = listening.listen_tcp(address, resolved)
         address = TcpAddress(address.host, socket.sock.getsockname()[1])
-        return self._serve(socket, address, limits, token, on_session, tls=tls)
+        return self._sessions.serve(socket, address, limits, token, on_session, tls=tls)
 
-    def _serve(
-        self,
-        socket: listening.ListeningSocket,
-        address: UnixAddress | TcpAddress,
-        limits: Limits,
-        token: bytes | None,
-        on_session: Callable[[Session], object] | None,
-        *,
-        tls: ssl.SSLContext | None = None,
-        users: frozenset[int] | None = None,
-    ) -> Server:
-        here = self._here()
-        settings = self._settings_for(limits)
+    async def _open(self, transport: Transport, role: Role) -> Session:
+        return await self._sessions.open(transport, role, self._own_limits())
 
-        async def open_session(
-            transport: Transport, on_open: Callable[[Session], object]
-        ) -> Session:
-            session = Session(transport, Role.LISTENING, settings, self, token=token)
-            return await here.open_session(session, on_open)
-
-        server = serving.Server(
-            socket,
-            address,
-            open_session,
-            tls=tls,
-            users=users,
-            max_sessions=limits.max_sessions,
-            handshake_timeout=self._timeouts.handshake,
-            on_session=on_session,
-        )
-        here.add_server(server)
-        return server
-
-    async def _open(
-        self, transport: Transport, role: Role, *, token: bytes | None = None
-    ) -> Session:
-        settings = self._settings_for(self._limits or Limits())
-        session = Session(transport, role, settings, self, token=token)
-        return await self._here().open_session(session)
-
-    def _here(self) -> Holdings:
-        """What this peer has in the running loop. Each loop's thread sees to its own."""
-        loop = asyncio.get_running_loop()
-        here = self._holdings.get(loop)
-        if here is None:
-            # What was left open in a loop that is closed cannot be closed any more.
-            for other in tuple(self._holdings):
-                if other.is_closed():
-                    self._holdings.pop(other, None)
-            here = self._holdings[loop] = Holdings()
-        return here
-
-    def _settings_for(self, limits: Limits) -> SessionSettings:
-        """Settings with what the sessions of one loop share and those of another must not."""
-        of_loop = self._here().settings
-        settings = of_loop.get(limits)
-        if settings is None:
-            codec, codecs = codec_choice(self._codec)
-            settings = of_loop[limits] = SessionSettings(
-                codec=codec,
-                codecs=codecs,
-                limits=limits,
-                timeouts=self._timeouts,
-                timeout=self._timeout,
-                request_ids=self._request_ids,
-                tracebacks=self._tracebacks,
-                read_buffer=new_read_buffer(),
-            )
-        return settings
+    def _own_limits(self) -> Limits:
+        return self._limits or Limits()
 
 
 @contextlib.asynccontextmanager

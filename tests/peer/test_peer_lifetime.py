@@ -123,7 +123,7 @@ def test_loops_one_after_the_other() -> None:
             sessions = runner(main())
             assert all(session.closed for session in sessions)
             assert not peer.sessions
-    assert len(peer._holdings) == 1  # closed loops are let go of
+    assert len(peer._sessions._holdings) == 1  # closed loops are let go of
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ async def test_a_path_that_was_taken_away(path: Path, peer: Peer) -> None:
 
 
 def peer_servers(peer: Peer) -> set[Any]:
-    return peer._here()._servers
+    return peer._sessions.here()._servers
 
 
 async def test_a_lock_that_is_a_link(path: Path, peer: Peer) -> None:
