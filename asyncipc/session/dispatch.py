@@ -4,10 +4,9 @@ A plain ``def`` handler runs inline, in the callback that read its request; an `
 task; ``thread=True`` gets a thread; one that is deferred is only told of the call, and who
 registered it answers later (a pool's worker, which runs one function after the other). Each runs
 in a fresh context, because the reading callback has the context variables of whoever opened the
-session. This module is the one boundary at which exceptions become faults: nothing that a handler
-raises gets further.
+session.
 
-Layer 2, inside the session. Below: wire.
+Layer 2, inside the session. Below: answers, wire.
 """
 
 import asyncio
@@ -19,28 +18,22 @@ from contextvars import Context
 from typing import Any, Final
 
 from asyncipc.errors import (
-    EncodeError,
     FaultCode,
-    FrameTooLarge,
     InvalidParams,
     MethodNotFound,
     RemoteProtocolError,
 )
+from asyncipc.session.answers import Answers
 from asyncipc.session.context import Call, serving
 from asyncipc.session.execution import run_handlers, start_task
-from asyncipc.session.faults import fault_reports
 from asyncipc.session.handler import Handler
 from asyncipc.session.handlers import HandlerChain
-from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
-from asyncipc.session.reporting import ProgressSender
 from asyncipc.session.serving_streams import STREAM_KEYS, ServedStreams, serve_streams
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.streams import Streams
-from asyncipc.wire.attachments import Attachment
-from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
-from asyncipc.wire.messages import EXTEND, FAULT, REPLY, check_fields, shown
+from asyncipc.wire.messages import EXTEND, check_fields, shown
 
 __all__ = ["Dispatch", "nothing_new"]
 
@@ -58,36 +51,29 @@ MAX_PLAIN: Final = 2**63 - 1
 UNREAD_SHARE: Final = 4
 
 
-class Dispatch:
+class Dispatch(Answers):
     """The calls of one session that the other side makes.
 
     :ivar running: the calls being served in tasks and threads, by their id
     :ivar requests: how many were started; ``refused``: how many were not
     :ivar not_found: how many had no handler
-    :ivar faults: how many ended in a fault
     :ivar look: sees what has come, for code that keeps the loop from reading; see `Call.cancelled`
     """
 
     __slots__ = (
-        "_codec",
         "_handlers_of",
         "_idle",
         "_last_refused",
         "_max_depth",
         "_max_requests",
         "_max_unread",
-        "_outbox",
-        "_replies",
         "_threads",
-        "_tracebacks",
         "also_running",
-        "faults",
         "last_accepted",
         "look",
         "loop",
         "not_found",
         "now",
-        "progress",
         "refusal",
         "refused",
         "requests",
@@ -107,35 +93,26 @@ class Dispatch:
         handlers: HandlerChain,
         settings: SessionSettings,
     ) -> None:
+        super().__init__(loop, outbox, tracebacks=settings.tracebacks)
         self.loop: asyncio.AbstractEventLoop = loop
         self.session: Any = session
         self.thread_id: int = threading.get_ident()
-        self._outbox = outbox
         self._handlers_of = handlers.for_request
         self._max_requests = settings.limits.max_requests
         self._max_unread = UNREAD_SHARE * settings.limits.max_requests
         self._max_depth = settings.limits.max_depth
-        self._tracebacks = settings.tracebacks
         self.running: dict[int, Call] = {}
         self.also_running: Collection[Call] = ()  # notifications
         self.last_accepted: int = 0
         self._last_refused = 0
         self.refusal: str | None = None  # why no more requests are started
         self.now: float = 0.0  # when the bytes being looked at were read
-        self._replies: dict[int, Transfer] = {}  # large ones on their way
-        self.progress: ProgressSender = ProgressSender(loop, outbox)
         self._idle: asyncio.Future[None] | None = None
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         self.look: Callable[[], None] = nothing_new
         self.requests: int = 0
         self.refused: int = 0
         self.not_found: int = 0
-        self.faults: int = 0
-
-    def open(self, codec: Codec) -> None:
-        """Begin to answer."""
-        self._codec = codec
-        self.progress.open(codec)
 
     def serve_with(self, handlers: HandlerChain) -> None:
         """From now on, ask these."""
@@ -315,7 +292,7 @@ class Dispatch:
         )
         self.send_fault(call.wire_id, FaultCode.TOO_DEEP, reason)
 
-    # -- answers ---------------------------------------------------------------------------
+    # -- deferred handlers -----------------------------------------------------------------
 
     def complete(self, call: Call, result: Any) -> None:
         """Answer a call whose handler is deferred; the answer leaves at once."""
@@ -336,74 +313,6 @@ class Dispatch:
         if not call.finished:
             self._outbox.put(self._codec.encode([EXTEND, call.wire_id + 1, seconds], []))
             self._outbox.flush()
-
-    def _reply(self, call: Call, result: Any) -> None:
-        call.finished = True
-        lane = call.wire_id + 1
-        if self.progress.held:
-            self.progress.release(call)
-        message = [REPLY, lane, result]
-        attachments: list[Attachment] = []
-        try:
-            data = self._codec.encode(message, attachments)
-        except Exception as error:  # noqa: BLE001 - also what a codec of the user's raises
-            self._fail(call, error)
-            return
-        if not attachments and len(data) <= self._outbox.inline_size:
-            self._outbox.put(data, lane)
-            if self._outbox.is_blocked:
-                self._outbox.note_answer()
-            return
-        try:
-            self._outbox.check_size(data, attachments, message)
-            transfer = self._outbox.put_large(
-                [data, *attachments],
-                lane,
-                lambda: self._replies.pop(call.wire_id, None),
-                lasting=False,  # the handler may be called again, and change its buffer
-            )
-        except (EncodeError, FrameTooLarge) as error:
-            self._fail(call, error)
-            return
-        if not transfer.outgoing.finished:
-            self._replies[call.wire_id] = transfer
-
-    def _fail(self, call: Call, error: BaseException) -> None:
-        """The one place where an exception becomes a fault."""
-        call.finished = True
-        if self.progress.held:
-            self.progress.release(call)
-        if issubclass(type(error), asyncio.CancelledError):
-            reason = "cancelled by the caller" if call.given_up else "cancelled where it was served"
-            self.send_fault(call.wire_id, FaultCode.CANCELLED, reason)
-            return
-        for code, message, details in fault_reports(error, with_traceback=self._tracebacks):
-            try:
-                self.send_fault(call.wire_id, code, message, details)
-            except (EncodeError, FrameTooLarge) as failure:
-                logger.debug("a fault of %r has to say less: %s", call.method, failure)
-            else:
-                break
-        logger.debug("the handler for %r failed", call.method, exc_info=error)
-
-    def send_fault(
-        self, wire_id: int, code: int, message: str, details: dict[str, Any] | None = None
-    ) -> None:
-        """End a call with a fault.
-
-        :raises EncodeError: the details cannot be sent
-        :raises FrameTooLarge: they are larger than the other side takes
-        """
-        attachments: list[Attachment] = []
-        fault = [FAULT, wire_id + 1, int(code), message, details]
-        data = self._codec.encode(fault, attachments)
-        if attachments or len(data) > self._outbox.inline_size:
-            self._outbox.check_size(data, attachments, fault)
-            self._outbox.put_large([data, *attachments], wire_id + 1)
-        else:
-            self._outbox.put(data, wire_id + 1)
-        if code != FaultCode.REFUSED:
-            self.faults += 1
 
     # -- the session -------------------------------------------------------------------------
 
