@@ -30,9 +30,9 @@ from asyncipc.session.context import Call
 from asyncipc.wire.registry import wire_name
 
 if TYPE_CHECKING:
-    from asyncipc.wire import types
+    from asyncipc.wire import conversion
 else:  # not needed by those who register no handlers, or none with annotations
-    types = LazyModule("asyncipc.wire.types")
+    conversion = LazyModule("asyncipc.wire.conversion")
 
 __all__ = [
     "accepted_classes",
@@ -150,7 +150,7 @@ def _is_typed_dict(cls: type) -> bool:
 
 
 def checkable(annotation: Any) -> Any:
-    """An annotation as `asyncipc.wire.types.convert` understands it.
+    """An annotation as `asyncipc.wire.conversion.convert` understands it.
 
     Objects of registered message types come as what they are, so a union of such types can be
     told apart, though maps that stand for them could not.
@@ -158,12 +158,12 @@ def checkable(annotation: Any) -> Any:
     :raises TypeError: it cannot be checked (a union of two dataclasses, for example)
     """
     try:
-        types.check_annotation(annotation)
+        conversion.check_annotation(annotation)
     except TypeError:
         replaced = _with_messages_by_class(annotation)
         if replaced is None:
             raise
-        types.check_annotation(replaced)
+        conversion.check_annotation(replaced)
         return replaced
     return annotation
 

@@ -23,9 +23,9 @@ from asyncipc.session.item_receiver import ItemReceiver
 from asyncipc.wire.registry import is_message
 
 if TYPE_CHECKING:
-    from asyncipc.wire import types
+    from asyncipc.wire import conversion
 else:  # needed for values that are not of the annotated class itself
-    types = LazyModule("asyncipc.wire.types")
+    conversion = LazyModule("asyncipc.wire.conversion")
 
 __all__ = ["HandlerParameter", "method_text", "parameter_names"]
 
@@ -111,7 +111,7 @@ class HandlerParameter:
         if is_message(value) and isinstance(value, classes):
             return value  # an object of a registered subclass
         try:
-            return types.convert(value, self.annotation)
+            return conversion.convert(value, self.annotation)
         except DecodeError as error:
             text = (
                 f"{method_text(call)}() parameter {short_repr(name or self.name)}: expected "

@@ -1,28 +1,23 @@
-"""Registered message types, and the conversion of values to what an annotation asks for.
+"""Registered message types: how their instances are taken apart and put together.
 
 A class registered with `message` crosses the wire under its *wire name*, as a map of its fields,
 and comes out as an instance of the class that is registered under that name over there. The two
 sides need not run the same version: unknown fields are ignored, missing ones take their default.
 An exception crosses as its ``args`` and ``__dict__``, an Enum member as its name.
 
-The registry belongs to the process, like the classes in it. Layer 1. Above: codecs, the session's
-parameter binding. Below: errors.
+The registry belongs to the process, like the classes in it. Layer 1. Above: codecs. Below:
+conversion, registry, errors.
 """
 
-import contextlib
 import dataclasses
-import datetime
-import decimal
 import enum
 import functools
 import inspect
 import types
-import uuid
 from collections.abc import Callable
 from typing import (
     Any,
     Final,
-    Literal,
     TypedDict,
     TypeVar,
     Union,
@@ -35,31 +30,13 @@ from typing import (
 import msgspec
 
 from asyncipc.errors import DecodeError
+from asyncipc.wire.conversion import checkable, convert, first_checkable, with_enum_members
 from asyncipc.wire.paths import describe
 from asyncipc.wire.registry import BY_CLASS, BY_NAME, Registration
 
-__all__ = [
-    "BUILTIN_TYPES",
-    "check_annotation",
-    "convert",
-    "message",
-]
+__all__ = ["message"]
 
 Class = TypeVar("Class", bound=type)
-
-# Types that the wire carries as themselves. Listed here, msgspec takes only their instances and
-# does not make them from text (by default it decodes base64 for bytes and parses dates and UUIDs).
-BUILTIN_TYPES: Final = (
-    bytes,
-    bytearray,
-    memoryview,
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    decimal.Decimal,
-    uuid.UUID,
-)
 
 
 @overload
@@ -93,100 +70,6 @@ def message(cls: Any = None, /, *, name: str | None = None) -> Any:
     if cls is None:
         return functools.partial(_register, name=name)
     return _register(cls, name=name)
-
-
-def convert(value: Any, annotation: Any) -> Any:
-    """Make a value fit an annotation, without ever guessing.
-
-    Containers are converted (a list becomes an annotated tuple or set, a map an annotated
-    dataclass), numbers are widened to float, and an Enum is found by its value. Text never becomes
-    a number, bytes, a date or a path. An instance of an annotated class is taken as it is.
-
-    :raises DecodeError: the value does not fit; the text says what was expected, what came, where
-    :raises TypeError: the annotation is one that cannot be checked (see `check_annotation`)
-    """
-    if annotation is Any or value.__class__ is annotation:
-        return value
-    try:
-        return msgspec.convert(
-            value, annotation, strict=True, builtin_types=BUILTIN_TYPES, dec_hook=_instance
-        )
-    except TypeError:
-        # msgspec does not understand a field of the class; the registry goes around that field.
-        entry = BY_CLASS.get(annotation) if isinstance(annotation, type) else None
-        if entry is None:
-            raise
-        if type(value) is not dict:
-            raise DecodeError(_expected(annotation, value)) from None
-        return entry.assemble(value)
-    except Exception as error:  # also what a class's own __post_init__ raises
-        tolerant = _with_enum_members(annotation)
-        if tolerant is not annotation:
-            with contextlib.suppress(TypeError, msgspec.ValidationError):
-                return msgspec.convert(
-                    value, tolerant, strict=True, builtin_types=BUILTIN_TYPES, dec_hook=_instance
-                )
-        raise DecodeError(describe(error)) from error
-
-
-class _MemberType(type):
-    """The class of classes that stand for an Enum in an annotation.
-
-    They take its members, as msgspec itself does only where the members' values are text.
-    """
-
-    enum: type[enum.Enum]
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, cls.enum)
-
-
-@functools.cache
-def _member_of(cls: type[enum.Enum]) -> _MemberType:
-    return _MemberType(cls.__name__, (), {"enum": cls})
-
-
-def _with_enum_members(annotation: Any) -> Any:
-    """The annotation with a `_MemberType` for each Enum; itself where there is none."""
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return _member_of(annotation)
-    arguments = get_args(annotation)
-    origin = get_origin(annotation)
-    if not arguments or origin is Literal:
-        return annotation
-    replaced = tuple(map(_with_enum_members, arguments))
-    if all(new is old for new, old in zip(replaced, arguments, strict=True)):
-        return annotation
-    if origin in (Union, types.UnionType):
-        return Union[replaced]  # noqa: UP007 - of a tuple made at run time
-    return origin[replaced]
-
-
-def check_annotation(annotation: Any) -> None:
-    """Find out, before any value comes, whether `convert` can work with an annotation.
-
-    :raises TypeError: it cannot; the text says why (for example a union of two dataclasses)
-    """
-    with contextlib.suppress(DecodeError):
-        convert(_NOTHING, annotation)
-
-
-_NOTHING: Final = object()
-
-
-def _instance(annotation: Any, value: Any) -> Any:
-    """Take a class that msgspec does not know: its instances are right, nothing else is."""
-    expected = get_origin(annotation) or annotation
-    if isinstance(value, expected):
-        return value
-    if isinstance(expected, _MemberType):
-        return msgspec.convert(value, expected.enum)
-    raise msgspec.ValidationError(_expected(expected, value))
-
-
-def _expected(expected: Any, value: Any) -> str:
-    name = getattr(expected, "__qualname__", str(expected))
-    return f"Expected `{name}`, got `{type(value).__qualname__}`"
 
 
 _VARIABLE: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -228,7 +111,7 @@ class _Record(Registration):
             hints = get_type_hints(self.cls, include_extras=True)
         except Exception:  # noqa: BLE001 - names may exist for type checkers only
             hints = {}
-        return {name: _checkable(hints.get(name, Any)) for name in self._arguments}
+        return {name: checkable(hints.get(name, Any)) for name in self._arguments}
 
     @functools.cached_property
     def _checked(self) -> Any:
@@ -240,7 +123,7 @@ class _Record(Registration):
     def _checked_members(self) -> Any:
         """`_checked`, with what stands for Enums where it can be checked like that."""
         annotations = {
-            name: _first_checkable(_with_enum_members(annotation), annotation)
+            name: first_checkable(with_enum_members(annotation), annotation)
             for name, annotation in self._annotations.items()
         }
         typed_dict: Any = TypedDict
@@ -362,18 +245,6 @@ def _arguments(cls: Any) -> dict[str, str | None]:
 
 def _own_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _checkable(annotation: Any) -> Any:
-    try:
-        check_annotation(annotation)
-    except TypeError:
-        return Any
-    return annotation
-
-
-def _first_checkable(*annotations: Any) -> Any:
-    return next((each for each in map(_checkable, annotations) if each is not Any), Any)
 
 
 _CONTAINERS: Final = frozenset({list, tuple, set, frozenset, dict})

@@ -18,13 +18,10 @@ import pytest
 
 from asyncipc import JSON, Codec, MessagePack
 from asyncipc.errors import DecodeError, EncodeError
+from asyncipc.wire.conversion import check_annotation, convert
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.registry import is_message, registered, wire_name
-from asyncipc.wire.types import (
-    check_annotation,
-    convert,
-    message,
-)
+from asyncipc.wire.types import message
 
 REPLY = 3
 
@@ -474,3 +471,54 @@ def test_members_with_values_that_are_no_text_fit_where_they_are_annotated(codec
     assert convert([Grade.LOW, 2], list[Grade]) == [Grade.LOW, Grade.HIGH]
     with pytest.raises(DecodeError):
         convert([3], list[Grade])
+
+
+@message
+class Ratio(enum.Enum):
+    HALF = 0.5
+    PAIR = (1, 2)
+
+
+@message
+@dataclass
+class Scale:
+    ratio: Ratio
+    next: "Scale | None" = None
+
+
+@message
+class Mark(msgspec.Struct):
+    ratio: Ratio = Ratio.HALF
+
+
+@message
+@dataclass
+class Drawing:
+    scale: Scale
+    maybe: Scale | None = None
+    scales: list[Scale] = field(default_factory=list)
+    marks: dict[str, tuple[Mark, ...]] = field(default_factory=dict)
+    ratio: Ratio = Ratio.PAIR
+    size: int = 0
+
+
+@pytest.mark.parametrize("codec", [MessagePack(), JSON()], ids=lambda codec: codec.name)
+def test_a_class_with_a_field_that_cannot_be_checked_stands_in_others(codec: Codec) -> None:
+    scale = Scale(Ratio.HALF, Scale(Ratio.PAIR))
+    drawing = Drawing(scale, scale, [scale], {"a": (Mark(),)}, Ratio.HALF, 3)
+    assert over(drawing, codec) == drawing
+    assert over([Drawing(scale)], codec) == [Drawing(scale)]
+    with pytest.raises(DecodeError, match=r"Drawing: Expected `int`, got `str`.*size"):
+        sent_as(wire_name(Drawing) or "", {"scale": {"ratio": 1}, "size": "big"})
+    with pytest.raises(DecodeError, match=r"Drawing: Expected `Scale`, got `int` - at `\$.scale`"):
+        sent_as(wire_name(Drawing) or "", {"scale": 3})
+
+
+def test_such_a_class_is_annotated_in_containers() -> None:
+    scale = Scale(Ratio.HALF)
+    assert convert([scale], tuple[Scale, ...]) == (scale,)
+    assert convert({"a": [scale, None]}, dict[str, list[Scale | None]]) == {"a": [scale, None]}
+    assert convert([{"ratio": Ratio.HALF}], list[Scale]) == [scale]
+    for wrong in ([1], [{"ratio": 1, "next": 2}], [Mark()]):
+        with pytest.raises(DecodeError):
+            convert(wrong, list[Scale])
