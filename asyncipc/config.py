@@ -78,7 +78,8 @@ class Timeouts:
     """How long, in seconds, a step may take before it is given up.
 
     :ivar handshake: from the connection to the end of hello and authentication.
-    :ivar goodbye: what ``aclose()`` leaves running handlers to finish.
+    :ivar goodbye: what ``aclose()`` leaves running handlers to finish. When the other side has said
+        goodbye, and owes no answers, also how long it may be silent before this side hangs up.
     :ivar terminate: between the steps of ending a child: stdin closed, SIGTERM, SIGKILL.
     """
 

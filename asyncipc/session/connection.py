@@ -41,7 +41,7 @@ class Connection(Ending):
     :param session: the public face, given to handlers
     """
 
-    __slots__ = ("_on_open", "bytes_received", "get_buffer", "noise_received", "on_noise")
+    __slots__ = ("_on_open", "get_buffer", "noise_received", "on_noise")
 
     def __init__(
         self,
@@ -58,7 +58,6 @@ class Connection(Ending):
             self.loop, transport, settings, handlers, session, ended=self.ended
         )
         self.on_noise: tuple[Callable[[bytes], object], ...] = ()
-        self.bytes_received: int = 0
         self.noise_received: int = 0
         self._greeting = greeting = Greeting(
             role,

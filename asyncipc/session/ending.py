@@ -57,8 +57,10 @@ class Ending:
         "_left_calls",
         "_limit",
         "_parting",
+        "_patience",
         "_refusal",
         "_verdict",
+        "bytes_received",
         "closed",
         "companion",
         "established",
@@ -85,6 +87,7 @@ class Ending:
         self.established: asyncio.Future[None] | None = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.on_close: tuple[Callable[[SessionClosed | None], object], ...] = ()
+        self.bytes_received: int = 0
         self._closing: asyncio.Task[None] | None = None
         self._parting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -94,6 +97,7 @@ class Ending:
         self._clean = False  # a goodbye was sent or came
         self._left_calls = False  # the input ended while answers were owed
         self._limit: asyncio.TimerHandle | None = None  # of a closing that had none at first
+        self._patience: asyncio.TimerHandle | None = None  # with a side that said goodbye
 
     # -- why it ended ----------------------------------------------------------------------
 
@@ -145,6 +149,28 @@ class Ending:
             return
         self._refusal = "the other side is closing the session"
         self.exchange.refuse_after(last_id, self.ended)
+        if self._patience is None:
+            self._expect_hang_up()
+
+    def _expect_hang_up(self) -> None:
+        """The other side hangs up next, but that may not show: others can have its descriptors."""
+        if self.state is not State.CLOSED:
+            grace = self.settings.timeouts.goodbye
+            self._patience = self.loop.call_later(grace, self._hang_up, self.bytes_received)
+
+    def _hang_up(self, received: int) -> None:
+        if self.bytes_received != received:
+            self._expect_hang_up()  # it has not finished sending
+            return
+        pending = self.exchange.calls.pending.values()
+        owed = next(
+            (waiter for waiter in pending if waiter is not None and not waiter.done()), None
+        )
+        if owed is None:
+            self._fail(SessionClosed("the other side closed the session"))
+        elif isinstance(owed, asyncio.Future):
+            owed.add_done_callback(lambda _: self._expect_hang_up())
+        # Else a pool waits for it, which sees to the end of its workers itself.
 
     def end_of_input(self) -> None:
         """The other side sends no more: finish what runs, flush, go."""
@@ -291,8 +317,9 @@ class Ending:
         self._establish(end if isinstance(error, SessionClosed) else error)
 
     def _set_closed(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
+        for timer in (self._limit, self._patience):
+            if timer is not None:
+                timer.cancel()
         for task in (self._closing, self._parting):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()

@@ -5,6 +5,7 @@ sockets. Below: ``polled``.
 """
 
 import array
+import contextlib
 import os
 import socket
 import struct
@@ -43,12 +44,13 @@ class SocketTransport(PolledTransport):
     :param description: for messages to people
     """
 
-    __slots__ = ("_outgoing", "_sock", "can_carry_descriptors", "drops_on_close")
+    __slots__ = ("_outgoing", "_process", "_sock", "can_carry_descriptors", "drops_on_close")
 
     def __init__(self, sock: socket.socket, *, description: str) -> None:
         sock.setblocking(False)
         tune(sock)
         self._sock = sock
+        self._process = os.getpid()
         self.drops_on_close: bool = is_tcp(sock)
         self.can_carry_descriptors: bool = sock.family == socket.AF_UNIX
         super().__init__(
@@ -109,6 +111,12 @@ class SocketTransport(PolledTransport):
         return OSError(number, os.strerror(number)) if number else None
 
     def _close_descriptors(self) -> None:
+        # As long as anybody has a copy (a process that was forked meanwhile, an object that the
+        # socket came from) closing alone tells the other side nothing. A forked process must not
+        # end what is its parent's. (Over TCP `write_eof` has told it, or nobody is to be told.)
+        if hasattr(self, "_loop") and not self.drops_on_close and self._process == os.getpid():
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
 

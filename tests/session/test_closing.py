@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import socket
 import weakref
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from asyncipc import (
     PeerDied,
     RemoteError,
     RequestRefused,
+    RequestTimeout,
     Session,
     SessionClosed,
     Timeouts,
@@ -57,6 +59,60 @@ async def test_both_sides_know_that_it_ended_in_good_order(over: str) -> None:
         assert other.closed
         assert reasons == [None, None]
         assert session.close_reason is other.close_reason is None
+
+
+async def test_a_copy_of_the_socket_does_not_hide_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours.dup():  # as a process has that was forked meanwhile
+        opening = Peer().wrap(ours), Peer(timeouts=Timeouts(goodbye=60)).wrap(theirs)
+        session, other = await asyncio.gather(*opening)
+        await session.aclose()
+        async with asyncio.timeout(10):
+            await other.wait_closed()
+        assert other.close_reason is None
+
+
+async def test_a_copy_of_a_pipe_does_not_hide_the_end() -> None:
+    (our_input, their_output), (their_input, our_output) = os.pipe(), os.pipe()
+    copies = os.dup(our_input), os.dup(our_output)
+    opening = (
+        Peer().wrap(our_input, our_output),
+        Peer(timeouts=QUICK).wrap(their_input, their_output),
+    )
+    session, other = await asyncio.gather(*opening)
+    await session.aclose()
+    async with asyncio.timeout(10):
+        await other.wait_closed()
+    assert other.close_reason is None
+    for copy in copies:
+        os.close(copy)
+
+
+async def test_one_who_says_goodbye_and_stays_is_left() -> None:
+    async with RawPeer.facing(Peer(timeouts=QUICK)) as (raw, session):
+        raw.send([GOODBYE, 0, 0, ""])
+        async with asyncio.timeout(10):
+            await session.wait_closed()
+        assert session.close_reason is None
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["answered", "timed out"])
+async def test_one_who_says_goodbye_and_owes_answers_is_not_left(answered: bool) -> None:
+    async with RawPeer.facing(Peer(timeouts=QUICK)) as (raw, session):
+        loop, timeout = asyncio.get_running_loop(), 30 if answered else 0.2
+        calls = [asyncio.create_task(session.request("slow", timeout=timeout)) for _ in range(2)]
+        ids = [(await raw.receive_kind(REQUEST))[1] for _ in calls]
+        raw.send([GOODBYE, ids[-1], 0, ""])
+        for number, wire_id in enumerate(ids if answered else ()):
+            loop.call_later((number + 1) * 3 * QUICK.goodbye, raw.send, [REPLY, wire_id + 1, 7])
+        async with asyncio.timeout(10):
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            await session.wait_closed()
+        if answered:
+            assert results == [7, 7]
+        else:
+            assert [type(result) for result in results] == [RequestTimeout] * 2
+        assert session.close_reason is None
 
 
 @pytest.mark.parametrize("over", TRANSPORTS)

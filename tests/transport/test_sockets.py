@@ -208,3 +208,20 @@ async def test_reading_at_once_from_a_reset_connection(
     await asyncio.to_thread(lambda: None)
     end.transport.read_available()
     assert isinstance(await end.lost(), ConnectionResetError)
+
+
+async def test_a_forked_copy_does_not_end_the_connection_of_its_parent(
+    unix: tuple[End, socket.socket],
+) -> None:
+    end, theirs = unix
+    end.start()
+    theirs.setblocking(False)
+    pid = os.fork()
+    if pid == 0:
+        end.transport.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1)
+    end.call("close")
+    assert theirs.recv(1) == b""
