@@ -163,16 +163,21 @@ class _OwnedPath:
         """Take the lock.
 
         :raises AddressInUse: somebody holds it
+        :raises OSError: there can be no lock beside the path
         """
-        self._path = path
-        self._lock_path = f"{path}.lock"
+        self._given = path
+        self._path = str(Path(path).absolute())  # the program may change its directory meanwhile
+        self._lock_path = f"{self._path}.lock"
         self._socket_id: tuple[int, int] | None = None
         self._lock = self._take_lock()
 
     def _take_lock(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
-            lock = os.open(self._lock_path, flags, 0o600)
+            try:
+                lock = os.open(self._lock_path, flags, 0o600)
+            except OSError as error:
+                raise self._explained(error) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Whoever held it before may have removed the file since it was opened here.
@@ -180,11 +185,19 @@ class _OwnedPath:
                     return lock
             except BlockingIOError as error:
                 os.close(lock)
-                raise AddressInUse(f"a live server owns unix:{self._path}") from error
+                raise AddressInUse(f"a live server owns unix:{self._given}") from error
             except BaseException:
                 os.close(lock)
                 raise
             os.close(lock)
+
+    def _explained(self, error: OSError) -> OSError:
+        """The same error, which also says what it was that could not be done."""
+        failed = f"cannot listen on unix:{self._given}"
+        if isinstance(error, FileNotFoundError):
+            folder = Path(self._path).parent
+            return FileNotFoundError(error.errno, f"{failed}: there is no directory {folder}")
+        return OSError(error.errno, f"{failed}: {error.strerror}", self._lock_path)
 
     def remove_stale_socket(self) -> None:
         """Remove the socket of a dead server.
@@ -197,11 +210,11 @@ class _OwnedPath:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(found.st_mode):
-            raise AddressError(f"{self._path} exists and is no socket; it was left alone")
+            raise AddressError(f"{self._given} exists and is no socket; it was left alone")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             try:
-                probe.connect(self._path)
+                probe.connect(self._given)  # of which there is room for fewer characters
             except ConnectionRefusedError:
                 Path(self._path).unlink()
                 return
@@ -209,7 +222,7 @@ class _OwnedPath:
                 # EAGAIN: its queue is full. EPROTOTYPE: it takes datagrams. Both are alive.
                 if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                     raise
-        raise AddressInUse(f"a live server listens on unix:{self._path}")
+        raise AddressInUse(f"a live server listens on unix:{self._given}")
 
     def remember(self) -> None:
         """The socket was bound: from now on it is ours."""
