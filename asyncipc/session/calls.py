@@ -74,6 +74,7 @@ class Calls:
         "cancelled",
         "late_replies",
         "pending",
+        "progress_dropped",
         "requests",
         "session",
         "settings",
@@ -113,6 +114,7 @@ class Calls:
         self.timeouts: int = 0
         self.cancelled: int = 0
         self.late_replies: int = 0
+        self.progress_dropped: int = 0
 
     def open(self, codec: Codec, max_requests: int) -> None:
         """Begin to send, within what the other side allows."""
@@ -322,7 +324,7 @@ class Calls:
     async def _await_with_progress(
         self, answer_id: int, future: asyncio.Future[Any], on_progress: OnProgress
     ) -> Any:
-        relay = ProgressRelay(future, on_progress)
+        relay = ProgressRelay(future, on_progress, self)
         self._progress[answer_id] = relay.update
         try:
             return await relay.run()

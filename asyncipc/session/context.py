@@ -212,8 +212,8 @@ class Call:
         """`progress` for plain functions, from any thread.
 
         Never waits: while the outbox is full, or the loop too busy to look after its threads, only
-        the latest update is kept. (From a thread, a message larger than the caller takes is
-        dropped with a warning.)
+        the latest update is kept; `Statistics.progress_dropped` counts the others. (From a thread,
+        a message larger than the caller takes is dropped with a warning.)
         """
         update = _checked_progress(done, total, message)
         if self.wire_id == 0 or self.finished:

@@ -8,7 +8,7 @@ import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from asyncipc.session.context import Progress
 
@@ -16,8 +16,16 @@ __all__ = ["OnProgress", "ProgressRelay"]
 
 OnProgress = Callable[[Progress], Awaitable[None] | None]
 
-# Updates kept for an ``async def`` on_progress that is slower than they come.
-MAX_KEPT: Final = 256
+# Bytes of updates kept for an ``async def`` on_progress that is slower than they come, and what one
+# costs beside its message: some 4,000 that say little.
+KEPT_SIZE: Final = 1024 * 1024
+UPDATE_COST: Final = 256
+
+
+class Counter(Protocol):
+    """Whose updates they are: the calls of a session."""
+
+    progress_dropped: int
 
 
 class ProgressRelay:
@@ -25,14 +33,31 @@ class ProgressRelay:
 
     A plain function is called at once. What an ``async def`` returns is awaited in a task beside
     the caller's, one update after the other; while that is slower than they come, the oldest
-    `MAX_KEPT` and the latest are kept. Both see the caller's context variables. What
+    `KEPT_SIZE` bytes of them and the latest are kept. Both see the caller's context variables. What
     ``on_progress`` raises is raised to the caller.
+
+    :param counter: counts the updates that are dropped for later ones; None: nobody asks for that
     """
 
-    __slots__ = ("_answer", "_context", "_delivery", "_kept", "_on_progress")
+    __slots__ = (
+        "_answer",
+        "_context",
+        "_counter",
+        "_delivery",
+        "_kept",
+        "_kept_size",
+        "_on_progress",
+    )
 
-    def __init__(self, answer: asyncio.Future[Any], on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        answer: asyncio.Future[Any],
+        on_progress: OnProgress,
+        counter: Counter | None = None,
+    ) -> None:
         self._answer = answer
+        self._counter = counter
+        self._kept_size = 0
         self._on_progress = on_progress
         self._context = copy_context()
         self._kept: deque[Progress] = deque()
@@ -43,9 +68,12 @@ class ProgressRelay:
         if self._answer.done():
             return
         if self._delivery is not None and not self._delivery.done():
-            if len(self._kept) > MAX_KEPT:
-                self._kept.pop()
+            if self._kept_size > KEPT_SIZE:
+                self._kept_size -= _cost(self._kept.pop())
+                if self._counter is not None:
+                    self._counter.progress_dropped += 1
             self._kept.append(update)
+            self._kept_size += _cost(update)
             return
         try:
             waiting = self._context.run(self._on_progress, update)
@@ -90,8 +118,14 @@ class ProgressRelay:
                     await waiting
                 if not self._kept:
                     return
-                waiting = self._on_progress(self._kept.popleft())
+                update = self._kept.popleft()
+                self._kept_size -= _cost(update)
+                waiting = self._on_progress(update)
         except (Exception, asyncio.CancelledError) as error:
             if self._answer.done():
                 raise  # `stop` cancelled it, or `run` waits for it
             self._fail(error)
+
+
+def _cost(update: Progress) -> int:
+    return UPDATE_COST + len(update.message or "")

@@ -63,6 +63,7 @@ class Pace:
 class ProgressSender:
     """The progress of the calls that one session serves.
 
+    :ivar dropped: how many updates were, for later ones of the same call
     :ivar held: the latest of each lane, while the outbox is full or the pace too high
     :ivar pace: how fast updates may follow each other; None: as fast as they come
     :ivar is_direct: updates leave at once, because what sends them keeps the loop from doing it
@@ -74,6 +75,7 @@ class ProgressSender:
         "_loop",
         "_outbox",
         "_room",
+        "dropped",
         "held",
         "is_direct",
         "pace",
@@ -85,6 +87,7 @@ class ProgressSender:
         self._from_threads: list[tuple[Call, Progress]] | None = None
         self._room: tuple[asyncio.Future[None], ...] = ()
         self.held: dict[int, bytes] = {}
+        self.dropped: int = 0
         self.pace: Pace | None = None
         self.is_direct: bool = False
 
@@ -103,18 +106,27 @@ class ProgressSender:
         if len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, ())
         if self._outbox.full:
-            self.held[lane] = data
+            self._hold(lane, data)
             return
         if self.pace is not None and not self.pace.allows():
             if not self.held:  # what runs may be silent from now on
                 self._loop.call_later(HOLD, self._release_held)
-            self.held[lane] = data
+            self._hold(lane, data)
             return
-        if self.held:
-            self.held.pop(lane, None)  # out of date now
+        if self.held and self.held.pop(lane, None) is not None:  # out of date now
+            self._count_dropped()
         self._put(lane, data)
         if self.is_direct:
             self._outbox.flush()
+
+    def _hold(self, lane: int, data: bytes) -> None:
+        if lane in self.held:
+            self._count_dropped()
+        self.held[lane] = data
+
+    def _count_dropped(self) -> None:
+        with _waiting_updates:  # threads count as well
+            self.dropped += 1
 
     def send_from_thread(self, call: Call, update: Progress) -> None:
         """`send` from another thread; only the latest of a call while many wait."""
@@ -130,6 +142,7 @@ class ProgressSender:
                     waiting.append((call, update))
                 else:
                     waiting[latest] = (call, update)
+                    self.dropped += 1
             if len(waiting) > 1:
                 return
         # RuntimeError: the loop is closed, and with it the session.

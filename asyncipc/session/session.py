@@ -118,9 +118,11 @@ class Session:
         :param timeout: seconds; not given: the peer's default; None: no limit. Covers the time
             in which the request waits to be sent. Inside a handler the call gets at most the time
             that the handler's own caller still waits, unless it is None.
-        :param on_progress: called with a `Progress` for each update, in order and before the
-            result; an ``async def`` is awaited, and the result waits for it, beyond the timeout if
-            need be. What it raises ends the call.
+        :param on_progress: called with a `Progress` for each update that comes, in order and
+            before the result; an ``async def`` is awaited, and the result waits for it, beyond the
+            timeout if need be. Of updates that it is too slow for, the oldest wait (1 MiB of them,
+            some 4,000 short ones) and beyond those only the latest; ``statistics`` counts the
+            others. What it raises ends the call.
         :param metadata: travels along; the handler finds it in ``call.metadata``
         :returns: the result
         :raises RemoteError: the handler raised; its subclasses say what was wrong. Exceptions of
@@ -353,6 +355,7 @@ class Session:
             shared_bytes_sent=0 if placing is None else placing.shared_sent,
             shared_bytes_received=0 if arrivals is None else arrivals.shared_received,
             arena_used=0 if placing is None else placing.arena_used,
+            progress_dropped=calls.progress_dropped + dispatch.progress.dropped,
         )
 
     def __repr__(self) -> str:

@@ -37,6 +37,9 @@ class Statistics(NamedTuple):
     :ivar shared_bytes_sent: bytes of attachments that went through shared memory
     :ivar shared_bytes_received: bytes of attachments that came through shared memory
     :ivar arena_used: bytes of this side's arena that the other side has not given back
+    :ivar progress_dropped: updates that gave way to later ones of the same call. Those of handlers
+        here, while the outbox was full or a thread reported faster than the loop could take it;
+        those for callers here, while their ``async def`` on_progress was slower than they came.
     """
 
     requests_sent: int
@@ -65,3 +68,4 @@ class Statistics(NamedTuple):
     shared_bytes_sent: int = 0
     shared_bytes_received: int = 0
     arena_used: int = 0
+    progress_dropped: int = 0

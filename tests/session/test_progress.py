@@ -459,16 +459,57 @@ async def test_a_slow_listener_gets_the_first_and_the_last() -> None:
         seen.append(update)
 
     async with joined(Peer(), counting(), "memory") as (session, other):
-        task = asyncio.create_task(session.request("inline", 5000, on_progress=slow))
+        task = asyncio.create_task(session.request("inline", 9000, on_progress=slow))
         await until(lambda: other.statistics().requests_served, session)
         await settled(session, other)
         go_on.set()
         assert await task == "done"
+        dropped = session.statistics().progress_dropped
+        assert other.statistics().progress_dropped == 0
     done = [update.done for update in seen]
     assert done == sorted(done)
-    assert done[:100] == list(range(100))
-    assert done[-1] == 4999
-    assert len(done) < 500
+    assert done[:3900] == list(range(3900))
+    assert done[-1] == 8999
+    assert len(done) + dropped == 9000
+    assert len(done) < 5000
+
+
+async def test_long_messages_are_kept_for_a_slow_listener_within_the_same_bound() -> None:
+    seen: list[Progress] = []
+    go_on = asyncio.Event()
+    peer = Peer()
+
+    async def slow(update: Progress) -> None:
+        await go_on.wait()
+        seen.append(update)
+
+    @peer.on_request
+    async def work(call: Call) -> None:
+        for done in range(1000):
+            await call.progress(done, message="m" * 10_000)
+
+    async with joined(Peer(), peer, "memory") as (session, other):
+        task = asyncio.create_task(session.request("work", on_progress=slow))
+        await until(lambda: session.statistics().progress_dropped > 800, session, other)
+        await settled(session, other)
+        go_on.set()
+        await task
+        assert session.statistics().progress_dropped == 1000 - len(seen)
+    assert seen[-1].done == 999
+    assert 100 < len(seen) < 110
+
+
+async def test_an_async_listener_that_yields_gets_each_update() -> None:
+    seen: list[Progress] = []
+
+    async def note(update: Progress) -> None:
+        await asyncio.sleep(0)
+        seen.append(update)
+
+    async with talking(counting()) as session:
+        assert await session.request("inline", 1000, on_progress=note) == "done"
+        assert session.statistics().progress_dropped == 0
+    assert [update.done for update in seen] == list(range(1000))
 
 
 @pytest.mark.parametrize("way", ["in_a_task", "inline", "in_a_thread"])
@@ -478,7 +519,7 @@ async def test_a_flood_towards_one_who_does_not_read_is_bounded(way: str) -> Non
     async with RawPeer.facing(peer) as (raw, session):
         raw.send([REQUEST, 2, way, [40_000], None])
         ended = False
-        last = -1
+        last, came = -1, 0
         # Nothing is read until the outbox has filled up, or all has been said.
         await until(
             lambda: (
@@ -495,7 +536,9 @@ async def test_a_flood_towards_one_who_does_not_read_is_bounded(way: str) -> Non
             else:
                 assert message[2] > last
                 last = message[2]
+            came += message[0] != REPLY
         assert last == 39_999  # the latest is never lost
+        assert came + session.statistics().progress_dropped == 40_000
         assert largest < 128 * KIB
 
 
