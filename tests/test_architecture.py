@@ -26,6 +26,7 @@ LAYERS = {
     "errors": 0,
     "config": 0,
     "lazy": 0,
+    "callbacks": 0,
     "wire": 1,
     "transport": 1,
     "process": 1,

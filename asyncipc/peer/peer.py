@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Self
 
+from asyncipc.callbacks import check_callback
 from asyncipc.config import NETWORK_LIMITS, Limits, Timeouts
 from asyncipc.errors import AddressError
 from asyncipc.lazy import LazyModule
@@ -235,6 +236,8 @@ class Peer(Handlers):
         secret = token_bytes(token)
         allowed = allowed_users(users)
         permissions = file_mode(mode, users)
+        if on_session is not None:
+            check_callback("on_session", on_session, is_awaited=True)
         if isinstance(parsed, TcpAddress):
             if users != "same" or mode is not None:
                 raise AddressError(f"users= and mode= are for unix sockets, not for {parsed}")

@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+from asyncipc.callbacks import call_back, check_callback
 from asyncipc.errors import IPCError, SessionClosed
 from asyncipc.peer.address import TcpAddress, UnixAddress
 from asyncipc.peer.listening import ListeningSocket
@@ -102,8 +103,17 @@ class Server:
         return frozenset(self._sessions)
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when the server is closed."""
-        self._on_close.append(callback)
+        """Call ``callback`` when the server is closed; in the next turn of the loop, if it is.
+
+        :param callback: a plain function; one that has to wait starts a task. What it raises is
+            logged.
+        :raises TypeError: it is no function, or an ``async def``
+        """
+        check_callback("on_close", callback)
+        if self._closed.is_set():
+            self._loop.call_soon(self._call_back, callback)
+        else:
+            self._on_close.append(callback)
 
     async def wait_closed(self) -> None:
         """Wait until `aclose` is done."""
@@ -157,7 +167,10 @@ class Server:
         finally:
             self._closed.set()
             for callback in self._on_close:
-                callback()
+                self._call_back(callback)
+
+    def _call_back(self, callback: Callable[[], object]) -> None:
+        call_back(callback, source=f"the server on {self.address}")
 
     # -- accepting -------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from asyncipc.callbacks import call_back, check_callback
+
 __all__ = ["KILL_WAIT", "UNKNOWN_STATUS", "ProcessHandle"]
 
 UNKNOWN_STATUS: Final = 255
@@ -84,12 +86,16 @@ class ProcessHandle(abc.ABC):
 
         Whatever the process has written before it died can be read by then. Callbacks run in the
         order they were added, all before any task in `wait` or `end` goes on. After the exit: in
-        the next turn of the loop.
+        the next turn of the loop. What they raise is logged.
+
+        :param callback: a plain function; one that has to wait starts a task
+        :raises TypeError: it is no function, or an ``async def``
         """
+        check_callback("on_exit", callback)
         if self._returncode is None:
             self._callbacks.append(callback)
         else:
-            self._loop.call_soon(callback, self)
+            self._loop.call_soon(self._call_back, callback)
 
     async def wait(self) -> int:
         """Wait until the process has exited; returns `returncode`. Never kills.
@@ -142,12 +148,10 @@ class ProcessHandle(abc.ABC):
         self._exited.set_result(self._returncode)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            try:
-                callback(self)
-            except Exception as error:  # noqa: BLE001 - a callback's mistake is reported, not ours
-                self._loop.call_exception_handler(
-                    {"message": f"exit callback of {self!r} failed", "exception": error}
-                )
+            self._call_back(callback)
+
+    def _call_back(self, callback: Callable[[Any], object]) -> None:
+        call_back(callback, self, source=repr(self))
 
     def _how_it_stands(self) -> str:
         if self._returncode is None:

@@ -8,13 +8,14 @@ Layer 1.
 
 import asyncio
 import codecs
-import inspect
 import logging
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
+
+from asyncipc.callbacks import check_callback
 
 __all__ = ["StderrCapture", "StderrMode"]
 
@@ -178,7 +179,8 @@ def _sink(mode: StderrMode) -> Callable[[str], object] | None:
     if isinstance(mode, logging.Logger):
         logger = mode
         return lambda line: logger.info("%s", line)
-    if callable(mode) and not inspect.iscoroutinefunction(mode):
+    if callable(mode):
+        check_callback("stderr", mode)
         return mode
     raise TypeError(
         'stderr must be None, "capture", a plain function that takes a line, or a logger, '

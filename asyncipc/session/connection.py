@@ -106,7 +106,7 @@ class Connection(Ending):
         self.state = State.OPEN
         on_open, self._on_open = self._on_open, None
         if on_open is not None:
-            self._call_back(on_open)
+            self.call_back(on_open)
         self._establish(None)
 
     # -- receiving -------------------------------------------------------------------------
@@ -161,4 +161,4 @@ class Connection(Ending):
         size = self.settings.limits.max_noise
         for start in range(0, len(data), size):
             for callback in self.on_noise:
-                self._call_back(callback, data[start : start + size])
+                self.call_back(callback, data[start : start + size])

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from asyncipc.callbacks import call_back
 from asyncipc.errors import IPCError, PeerDied, ProtocolError, RequestRefused, SessionClosed
 from asyncipc.session.companion import Companion
 from asyncipc.session.exchange import Exchange
@@ -327,7 +328,7 @@ class Ending:
             self.closed.set_result(None)
         callbacks, self.on_close = self.on_close, ()
         for callback in callbacks:
-            self._call_back(callback, self.close_reason)
+            self.call_back(callback, self.close_reason)
 
     def _establish(self, error: IPCError | None) -> None:
         """Tell who waits for the session that it stands, or will not."""
@@ -340,8 +341,6 @@ class Ending:
             established.set_exception(error)
             established.exception()  # somebody may have stopped waiting for it
 
-    def _call_back(self, callback: Callable[..., object], *arguments: object) -> None:
-        try:
-            callback(*arguments)
-        except (Exception, asyncio.CancelledError):
-            logger.exception("a callback of the session on %s failed", self.transport.description)
+    def call_back(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Tell somebody of this session; what a callback raises is logged."""
+        call_back(callback, *arguments, source=f"the session on {self.transport.description}")

@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from asyncipc.callbacks import check_callback
 from asyncipc.errors import SessionClosed
 from asyncipc.lazy import LazyModule
 from asyncipc.session.companion import Companion
@@ -140,6 +141,8 @@ class Session:
 
         If the waiting task is cancelled, the other side is told to stop.
         """
+        if on_progress is not None:
+            check_callback("on_progress", on_progress, is_awaited=True)
         return self._connection.exchange.calls.request(
             method, params, timeout, on_progress, metadata
         )
@@ -289,11 +292,15 @@ class Session:
         """Call ``callback`` when the session has ended.
 
         It gets the reason, or None where the session ended in good order. At once, in the next
-        turn of the loop, if it has ended already.
+        turn of the loop, if it has ended already. What it raises is logged.
+
+        :param callback: a plain function; one that has to wait starts a task
+        :raises TypeError: it is no function, or an ``async def``
         """
+        check_callback("on_close", callback)
         connection = self._connection
         if connection.closed.done():
-            connection.loop.call_soon(callback, connection.close_reason)
+            connection.loop.call_soon(connection.call_back, callback, connection.close_reason)
         else:
             connection.on_close += (callback,)
 
@@ -301,7 +308,11 @@ class Session:
         """Call ``callback`` with bytes that came between frames, instead of logging them.
 
         Each piece has at most ``Limits.max_noise`` bytes. Only pipes and stdio tolerate noise.
+
+        :param callback: a plain function
+        :raises TypeError: it is no function, or an ``async def``
         """
+        check_callback("on_noise", callback)
         self._connection.on_noise += (callback,)
 
     # -- what is known ---------------------------------------------------------------------

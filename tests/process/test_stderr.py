@@ -164,11 +164,16 @@ async def coroutine_function(line: str) -> None:
     raise AssertionError(line)
 
 
-@pytest.mark.parametrize("mode", ["inherit", 2, coroutine_function])
+@pytest.mark.parametrize("mode", ["inherit", 2])
 def test_another_mode_is_refused(mode: object) -> None:
     with pytest.raises(TypeError, match="capture") as caught:
         StderrCapture(mode, 100)  # type: ignore[arg-type]
     assert repr(mode) in str(caught.value)
+
+
+def test_an_async_def_is_refused() -> None:
+    with pytest.raises(TypeError, match="stderr must be a plain function, not the async def"):
+        StderrCapture(coroutine_function, 100)
 
 
 async def test_a_mebibyte_without_newline_does_not_block_the_child() -> None:
