@@ -6,13 +6,17 @@ gets further.
 Layer 2, inside the session. Above: `asyncipc.session.dispatch`, which takes the calls. Below: wire.
 """
 
+import abc
 import asyncio
+import inspect
 import logging
+from collections.abc import Awaitable
 from typing import Any
 
 from asyncipc.errors import EncodeError, FaultCode, FrameTooLarge
 from asyncipc.session.context import Call
 from asyncipc.session.faults import fault_reports
+from asyncipc.session.handler import Handler
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.reporting import ProgressSender
@@ -25,7 +29,7 @@ __all__ = ["Answers"]
 logger: logging.Logger = logging.getLogger("asyncipc")
 
 
-class Answers:
+class Answers(abc.ABC):
     """The answers of one session; `asyncipc.session.dispatch.Dispatch` adds the calls.
 
     Not an object of its own, because each answer would pay for the way to it.
@@ -53,7 +57,13 @@ class Answers:
         self._codec = codec
         self.progress.open(codec)
 
-    def _reply(self, call: Call, result: Any) -> None:
+    def _reply(
+        self, call: Call, result: Any, asked: tuple[Handler, ...] = (), params: Any = None
+    ) -> None:
+        """Answer a call.
+
+        :param asked: the first of them, a plain function, gave the result at once; its ``params``
+        """
         call.finished = True
         lane = call.wire_id + 1
         if self.progress.held:
@@ -63,7 +73,11 @@ class Answers:
         try:
             data = self._codec.encode(message, attachments)
         except Exception as error:  # noqa: BLE001 - also what a codec of the user's raises
-            self._fail(call, error)
+            # Only here, so that it costs nothing where a plain function gives a plain result.
+            if asked and inspect.isawaitable(result):
+                self._await(call, result, asked[1:], params)
+            else:
+                self._fail(call, error)
             return
         if not attachments and len(data) <= self._outbox.inline_size:
             self._outbox.put(data, lane)
@@ -83,6 +97,15 @@ class Answers:
             return
         if not transfer.outgoing.finished:
             self._replies[call.wire_id] = transfer
+
+    @abc.abstractmethod
+    def _await(
+        self, call: Call, result: Awaitable[Any], others: tuple[Handler, ...], params: Any
+    ) -> None:
+        """A plain function returned something to be awaited before the call can be answered.
+
+        :param others: the handlers behind it
+        """
 
     def _fail(self, call: Call, error: BaseException) -> None:
         """The one place where an exception becomes a fault."""

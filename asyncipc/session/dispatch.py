@@ -11,6 +11,7 @@ Layer 2, inside the session. Below: answers, wire.
 
 import asyncio
 import concurrent.futures
+import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Collection
@@ -25,7 +26,7 @@ from asyncipc.errors import (
 )
 from asyncipc.session.answers import Answers
 from asyncipc.session.context import Call, serving
-from asyncipc.session.execution import run_handlers, start_task
+from asyncipc.session.execution import Run, await_first, run_handlers, start_task
 from asyncipc.session.handler import Handler
 from asyncipc.session.handlers import HandlerChain
 from asyncipc.session.outbox import Outbox
@@ -36,8 +37,6 @@ from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import EXTEND, check_fields, shown
 
 __all__ = ["Dispatch", "nothing_new"]
-
-Run = Callable[[tuple[Handler, ...], Any, Call], Awaitable[Any]]
 
 logger: logging.Logger = logging.getLogger("asyncipc")
 
@@ -206,7 +205,17 @@ class Dispatch(Answers):
         except BaseException as error:  # noqa: BLE001 - SystemExit is the caller's news, not ours
             self._fail(call, error)
             return
-        self._reply(call, result)
+        self._reply(call, result, handlers, params)
+
+    def _await(
+        self, call: Call, result: Awaitable[Any], others: tuple[Handler, ...], params: Any
+    ) -> None:
+        call.finished = False
+        self.running[call.wire_id] = call
+        work = self._serve(call, others, params, await_first(result))
+        task = start_task(self.loop, call, work)
+        if inspect.iscoroutine(result):  # a task that is cancelled before its first step leaves it
+            task.add_done_callback(lambda _: result.close())
 
     def _start_with_streams(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
         call.streams = streams = ServedStreams(self.streams, call)

@@ -6,18 +6,21 @@ Layer 2, inside the session.
 """
 
 import asyncio
+import inspect
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from asyncipc.errors import InvalidParams
 from asyncipc.session.context import Call, serving
 from asyncipc.session.handler import Handler
 from asyncipc.session.producing import send_all, send_all_from_thread, send_all_in_turns
 
-__all__ = ["run_handlers", "start_task"]
+__all__ = ["Run", "await_first", "run_handlers", "start_task"]
+
+Run: TypeAlias = Callable[[tuple[Handler, ...], Any, Call], Awaitable[Any]]
 
 EAGER_TASKS: Final = sys.version_info >= (3, 12)
 
@@ -48,11 +51,23 @@ async def run_handlers(handlers: tuple[Handler, ...], params: Any, call: Call) -
             result = await _in_thread(handler, params, call)
         else:
             result = handler.invoke(params, call)
-            if handler.is_async:
-                result = await result
+        if handler.is_async or inspect.isawaitable(result):
+            result = await result
         if result is not NotImplemented:
             return result
     return NotImplemented
+
+
+def await_first(result: Awaitable[Any]) -> Run:
+    """`run_handlers` for those behind a plain function that returned something to be awaited."""
+
+    async def run(handlers: tuple[Handler, ...], params: Any, call: Call) -> Any:
+        awaited = await result
+        if awaited is not NotImplemented:
+            return awaited
+        return await run_handlers(handlers, params, call)
+
+    return run
 
 
 async def _send_items(handler: Handler, params: Any, call: Call) -> None:

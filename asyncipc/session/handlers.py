@@ -58,6 +58,8 @@ class HandlerDecorator:
     def __call__(self, method: Any = None, *, thread: bool = False) -> Any:
         """Register the decorated function, which is returned unchanged.
 
+        What it returns is awaited, where that is possible; best it is an ``async def`` then.
+
         :param method: the name of the method; a class registered with ``@message``, whose objects
             are then the parameter; ``"*"`` for what no other handler takes; or nothing, and the
             function's own name is used. Bare, the function itself.

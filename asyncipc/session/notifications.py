@@ -9,6 +9,7 @@ Layer 2, inside the session. Below: wire.
 """
 
 import asyncio
+import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any, Final
 from asyncipc.config import Limits
 from asyncipc.errors import IPCError, RemoteProtocolError
 from asyncipc.session.context import Call, CallOwner, serving
-from asyncipc.session.execution import run_handlers, start_task
+from asyncipc.session.execution import Run, await_first, run_handlers, start_task
 from asyncipc.session.gate import Gate
 from asyncipc.session.handler import Handler
 from asyncipc.session.handlers import HandlerChain
@@ -251,26 +252,33 @@ class NotificationReceiver:
             if result is NotImplemented:
                 self._start(call, handlers[1:], params)  # those behind it may take time
                 return
+            if result is not None and inspect.isawaitable(result):
+                self._start(call, handlers[1:], params, await_first(result))
+                return
         call.finished = True
         self._finished += 1
 
-    def _start(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+    def _start(
+        self, call: Call, handlers: tuple[Handler, ...], params: Any, run: Run = run_handlers
+    ) -> None:
         if len(self.running) >= self._max_running:
             raise RemoteProtocolError(
                 f"the other side sent a notification while {len(self.running)} were under way, "
                 "more than Limits.notification_credit allows"
             )
         self.running[call] = None
-        task = start_task(self._owner.loop, call, self._serve(call, handlers, params))
+        task = start_task(self._owner.loop, call, self._serve(call, handlers, params, run))
         if task.done():
             self._finish(call)
         else:
             # Not in `_serve`: a task that is cancelled before its first step never gets there.
             task.add_done_callback(lambda _: self._finish(call))
 
-    async def _serve(self, call: Call, handlers: tuple[Handler, ...], params: Any) -> None:
+    async def _serve(
+        self, call: Call, handlers: tuple[Handler, ...], params: Any, run: Run
+    ) -> None:
         try:
-            if await run_handlers(handlers, params, call) is NotImplemented:
+            if await run(handlers, params, call) is NotImplemented:
                 self._report_unhandled(call.method)
         except asyncio.CancelledError:
             logger.debug("the handler for the notification %r was cancelled", call.method)
