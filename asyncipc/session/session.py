@@ -326,7 +326,8 @@ class Session:
     def credentials(self) -> Credentials | None:
         """Process, user and group at the other end of a unix socket; None elsewhere.
 
-        Authorise by ``uid``, never by ``pid``.
+        Authorise by ``uid``, never by ``pid``. Of a socketpair, the kernel knows only who made it:
+        a child finds its parent here, a parent that made the pair finds None (see `process`).
         """
         return self._connection.transport.credentials
 

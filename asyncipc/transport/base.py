@@ -65,7 +65,7 @@ class Credentials(NamedTuple):
     """Who is at the other end of a unix socket, as the kernel saw it when it connected.
 
     Authorise by ``uid``, never by ``pid``: process ids are reused. On a socketpair they name the
-    process that made the pair.
+    process that made the pair, whoever has the other end; there are none where this one did.
     """
 
     pid: int

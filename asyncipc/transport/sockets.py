@@ -140,26 +140,36 @@ def tune(sock: socket.socket) -> None:
 
 
 def peer_credentials(sock: socket.socket) -> Credentials | None:
-    """Who is at the other end of a connected unix socket; None for any other, or if unknown."""
+    """Who is at the other end of a connected unix socket; None for any other, or if unknown.
+
+    Of a socketpair the kernel tells who made it, at both ends. Where that is this process, nothing
+    is known of who has the other end.
+    """
     if sock.family != socket.AF_UNIX:
         return None
     try:
-        if sys.platform == "linux":
-            # struct ucred: pid, uid, gid
-            pid, uid, gid = struct.unpack(
-                "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            )
-            nobody = uid == 0xFFFFFFFF  # not connected
-            return None if nobody else Credentials(pid=pid, uid=uid, gid=gid)
-        if sys.platform == "darwin":
-            # struct xucred: version (0), uid, number of groups, 16 groups, the first the primary
-            level, peer_pid, layout = 0, 2, struct.Struct("=IIh2x16I")  # SOL_LOCAL, LOCAL_PEERPID
-            version, uid, count, gid, *_ = layout.unpack(
-                sock.getsockopt(level, socket.LOCAL_PEERCRED, layout.size)
-            )
-            pid = sock.getsockopt(level, peer_pid)
-            known = version == 0 and count > 0
-            return Credentials(pid=pid, uid=uid, gid=gid) if known else None
+        found = _kernel_credentials(sock)
+        is_pair = not (sock.getsockname() or sock.getpeername())
     except (OSError, struct.error):
         return None
+    return None if is_pair and found is not None and found.pid == os.getpid() else found
+
+
+def _kernel_credentials(sock: socket.socket) -> Credentials | None:
+    if sys.platform == "linux":
+        # struct ucred: pid, uid, gid
+        pid, uid, gid = struct.unpack(
+            "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        nobody = uid == 0xFFFFFFFF  # not connected
+        return None if nobody else Credentials(pid=pid, uid=uid, gid=gid)
+    if sys.platform == "darwin":
+        # struct xucred: version (0), uid, number of groups, 16 groups, the first the primary
+        level, peer_pid, layout = 0, 2, struct.Struct("=IIh2x16I")  # SOL_LOCAL, LOCAL_PEERPID
+        version, uid, count, gid, *_ = layout.unpack(
+            sock.getsockopt(level, socket.LOCAL_PEERCRED, layout.size)
+        )
+        pid = sock.getsockopt(level, peer_pid)
+        known = version == 0 and count > 0
+        return Credentials(pid=pid, uid=uid, gid=gid) if known else None
     return None

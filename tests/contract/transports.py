@@ -33,7 +33,7 @@ class Kind:
     hangup_after_eof: bool = True  # ... once the end of input was told
     reads_while_paused: bool = True  # a hang-up brings what was sent before also while paused
     uncopied: bool = True
-    has_credentials: bool = False
+    has_credentials: bool = False  # which socketpairs made here do not
     tolerates_noise: bool = False
     can_carry_descriptors: bool = False
 
@@ -195,18 +195,18 @@ UNIX = {"has_credentials": True}
 NOISY = {"tolerates_noise": True}
 CARRYING = {"can_carry_descriptors": True}
 KINDS = [
-    Kind("socketpair", make_socketpair, **UNIX | CARRYING),
+    Kind("socketpair", make_socketpair, **CARRYING),
     Kind("unix", make_unix, **UNIX | CARRYING),
     Kind("tcp", make_tcp, **NO_HANGUP),
     Kind("tls", make_tls, **TLS),
-    Kind("tls_unix", make_tls_unix, **TLS | UNIX),
+    Kind("tls_unix", make_tls_unix, **TLS),
     Kind("pipes", make_pipes, **NOISY),
     Kind("pipes_of_sockets", make_pipes_of_sockets, **NOISY),
     Kind("one_socket_as_pipes", make_one_socket_as_pipes, **NOISY),
-    Kind("asyncio", make_asyncio, **STREAMS | UNIX | NOISY),
+    Kind("asyncio", make_asyncio, **STREAMS | NOISY),
     Kind("asyncio_tls", make_asyncio_tls, **STREAMS | TLS),
     Kind("anyio_tcp", make_anyio_tcp, **STREAMS | NO_HANGUP),
-    Kind("anyio_unix", make_anyio_unix, **STREAMS | UNIX | NOISY),
-    Kind("anyio_stapled", make_anyio_stapled, **STREAMS | UNIX | NOISY),
+    Kind("anyio_unix", make_anyio_unix, **STREAMS | NOISY),
+    Kind("anyio_stapled", make_anyio_stapled, **STREAMS | NOISY),
     Kind("memory", make_memory),
 ]

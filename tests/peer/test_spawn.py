@@ -98,6 +98,7 @@ async def test_the_standard_streams_of_a_socketpair(
 ) -> None:
     """Output goes where that of this process goes; there is no input."""
     async with peer.spawn(CHILD, channel="socketpair") as session:
+        assert session.credentials is None  # the kernel would name this process
         assert await session.request("print_everywhere") == ""
     out, _ = capfd.readouterr()
     for line in ("by print", "by os.write", "by printf", "by a subprocess"):

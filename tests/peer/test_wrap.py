@@ -186,8 +186,7 @@ async def test_sockets_have_the_transport_of_sockets() -> None:
         first, second = await make()
         async with wrapped(first, second) as (ours, _):
             assert isinstance(ours._connection.transport, SocketTransport)
-            assert ours.credentials is not None
-            assert ours.credentials.uid == os.geteuid()
+            assert ours.credentials is None  # both ends are here, and could be anywhere
     for make in (pipe_descriptors, files, pairs_of_sockets):
         first, second = await make()
         async with wrapped(first, second) as (ours, _):

@@ -7,6 +7,7 @@ import resource
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -56,12 +57,44 @@ def test_options_of_tcp(tcp: tuple[End, socket.socket, socket.socket]) -> None:
     assert not ours.getblocking()
 
 
-def test_credentials(unix: tuple[End, socket.socket]) -> None:
-    end, _ = unix
+def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     us = Credentials(pid=os.getpid(), uid=os.getuid(), gid=os.getgid())
-    assert end.transport.credentials == us
-    end.call("close")
-    assert end.transport.credentials == us
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind("socket")
+        listener.listen()
+        client.connect("socket")
+        assert peer_credentials(client) == us
+        end = End(SocketTransport(listener.accept()[0], description="test"))
+        assert end.transport.credentials == us
+        end.call("close")
+        assert end.transport.credentials == us
+
+
+def test_nobody_knows_who_has_the_other_end_of_a_pair_made_here(
+    unix: tuple[End, socket.socket],
+) -> None:
+    end, theirs = unix
+    assert end.transport.credentials is None
+    assert peer_credentials(theirs) is None
+    maker = os.getpid()
+    with forked_end(theirs) as told:
+        assert told == f"{maker} {os.getuid()}"
+
+
+@contextlib.contextmanager
+def forked_end(sock: socket.socket) -> Iterator[str]:
+    """What a forked process sees at the other end of a socket."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        found = peer_credentials(sock)
+        os.write(theirs, (f"{found.pid} {found.uid}" if found else "nobody").encode())
+        os._exit(0)
+    os.close(theirs)
+    with open(ours) as told:
+        yield told.read()
+    os.waitpid(pid, 0)
 
 
 def test_no_credentials(tcp: tuple[End, socket.socket, socket.socket]) -> None:
