@@ -27,8 +27,11 @@ __all__ = [
     "RequestIds",
     "Users",
     "allowed_users",
+    "check_client_tls",
+    "check_kind",
     "check_network_security",
     "check_seconds",
+    "check_server_tls",
     "codec_choice",
     "file_mode",
     "id_source",
@@ -48,6 +51,7 @@ PUBLIC: Final = 0o666
 def codec_choice(chosen: str | Codec) -> tuple[str, dict[str, CodecMaker]]:
     """The name of the codec that was chosen, and what makes each that is spoken, by name.
 
+    :raises TypeError: it is neither a name nor a codec
     :raises ValueError: there is none of that name
     """
     makers: dict[str, CodecMaker] = {
@@ -55,6 +59,11 @@ def codec_choice(chosen: str | Codec) -> tuple[str, dict[str, CodecMaker]]:
         "json": functools.cache(lambda: json_codec.JSON()),  # noqa: PLW0108 - lazy, as the module is
     }
     if not isinstance(chosen, str):
+        if isinstance(chosen, type) or not isinstance(chosen, Codec):
+            raise TypeError(
+                f"codec must be one of {', '.join(makers)} or an object with the methods of Codec, "
+                f"not {chosen!r:.60}"
+            )
         makers[chosen.name] = lambda: chosen
         return chosen.name, makers
     if chosen not in makers:
@@ -87,6 +96,39 @@ def token_bytes(token: str | bytes | None) -> bytes | None:
     if not token:
         raise ValueError("a token must not be empty")
     return token.encode() if isinstance(token, str) else token
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Check that a setting is of its type.
+
+    :raises TypeError: it is not
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "aeiou" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, not {value!r:.60}")
+
+
+def check_client_tls(tls: object) -> None:
+    """Check that what is to be connected with is a TLS context for it; None is none.
+
+    :raises TypeError: it is no context
+    :raises ValueError: it is one for listening
+    """
+    _check_tls(tls, "client", ssl.PROTOCOL_TLS_SERVER)
+
+
+def check_server_tls(tls: object) -> None:
+    """`check_client_tls` for what is to be listened with."""
+    _check_tls(tls, "server", ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _check_tls(tls: object, side: str, wrong: int) -> None:
+    if tls is None:
+        return
+    if not isinstance(tls, ssl.SSLContext):
+        raise TypeError(f"tls must be an ssl.SSLContext, not {tls!r:.60}")
+    if tls.protocol == wrong:
+        raise ValueError(f"tls must be a {side}-side context, not one of {tls.protocol.name}")
 
 
 def check_seconds(name: str, value: object) -> None:

@@ -24,8 +24,11 @@ from asyncipc.peer.address import (
 from asyncipc.peer.opening import Opening
 from asyncipc.peer.options import (
     allowed_users,
+    check_client_tls,
+    check_kind,
     check_network_security,
     check_seconds,
+    check_server_tls,
     file_mode,
     id_source,
     token_bytes,
@@ -94,6 +97,11 @@ class Peer(Handlers):
         tracebacks: bool = True,
     ) -> None:
         super().__init__()
+        if limits is not None:
+            check_kind("limits", limits, Limits)
+        if timeouts is not None:
+            check_kind("timeouts", timeouts, Timeouts)
+        check_kind("tracebacks", tracebacks, bool)
         self._limits = limits
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._sessions = Sessions(
@@ -133,7 +141,10 @@ class Peer(Handlers):
         """
         parsed = parse_address(address)
         check_seconds("retry_for", retry_for)
+        check_client_tls(tls)
         secret = token_bytes(token)
+        if retry_for and isinstance(parsed, FdAddress | ExecAddress):
+            raise AddressError(f"retry_for= is for who may listen later, not for {parsed}")
         if tls is not None and not isinstance(parsed, TcpAddress):
             raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
         if not isinstance(parsed, ExecAddress):
@@ -233,6 +244,8 @@ class Peer(Handlers):
         :raises OSError: the directory or the host is not there, or not ours
         """
         parsed = parse_address(address)
+        check_server_tls(tls)
+        check_kind("insecure", insecure, bool)
         secret = token_bytes(token)
         allowed = allowed_users(users)
         permissions = file_mode(mode, users)
@@ -246,6 +259,8 @@ class Peer(Handlers):
             raise AddressError(f"unix: and tcp: addresses can be listened on, {parsed} cannot")
         if tls is not None:
             raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
+        if mode is not None and parsed.is_abstract:
+            raise AddressError(f"mode= is for the files of unix sockets; {parsed} has none")
         return Opening(self._serve_unix(parsed, secret, allowed, permissions, on_session))
 
     # -- life ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,7 +316,7 @@ async def test_a_descriptor_that_cannot_be_used(peer: Peer) -> None:
 
 
 def test_what_an_address_does_not_take(peer: Peer) -> None:
-    tls: Any = object()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for address in ("unix:/x", "fd:3", "exec:true"):
         with pytest.raises(AddressError, match="TLS is for tcp: addresses, not for"):
             peer.connect(address, tls=tls)

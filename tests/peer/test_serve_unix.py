@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import socket
+import ssl
 import stat
 import warnings
 from collections.abc import Callable, Iterator
@@ -609,6 +610,6 @@ def test_what_cannot_be_listened_on(peer: Peer) -> None:
     for address in ("fd:3", "exec:true"):
         with pytest.raises(AddressError, match=f"{address} cannot"):
             peer.serve(address)
-    tls: Any = object()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with pytest.raises(AddressError, match="TLS is for tcp: addresses"):
         peer.serve("unix:/x", tls=tls)
