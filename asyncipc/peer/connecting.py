@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from asyncipc.errors import AddressError
+from asyncipc.errors import AddressError, PeerDied
 from asyncipc.peer.address import FdAddress, TcpAddress, UnixAddress
 from asyncipc.peer.resolving import Resolved, resolve
 from asyncipc.transport.base import Transport
@@ -23,8 +23,13 @@ __all__ = ["NOT_THERE_YET", "open_transport", "retry"]
 
 T = TypeVar("T")
 
-# Nobody listens yet: the ways in which the kernel says so.
-NOT_THERE_YET: Final = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError)
+# Nobody listens yet: the ways in which the kernel says so, and the last one's going.
+NOT_THERE_YET: Final = (
+    ConnectionRefusedError,
+    FileNotFoundError,
+    ConnectionResetError,
+    PeerDied,
+)
 
 FIRST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 1.0
@@ -42,7 +47,7 @@ async def open_transport(
     :raises AddressError: there can be no such host, or the descriptor is no connected socket
     :raises OSError: nobody listens there, or it cannot be reached
     :raises ssl.SSLError: TLS could not be agreed on
-    :raises TimeoutError: no connection in time
+    :raises TimeoutError: no connection in time, or no TLS
     """
     try:
         sock = await _connected_socket(address, handshake_timeout)
@@ -51,13 +56,7 @@ async def open_transport(
     except OSError as error:
         raise _explained(error, address, handshake_timeout) from error
     if tls is not None and isinstance(address, TcpAddress):
-        return await connect_tls(
-            sock,
-            tls,
-            address.host,
-            handshake_timeout=handshake_timeout,
-            description=str(address),
-        )
+        return await _secured(sock, tls, address, handshake_timeout)
     try:
         return SocketTransport(sock, description=str(address))
     except BaseException:
@@ -65,12 +64,31 @@ async def open_transport(
         raise
 
 
+async def _secured(
+    sock: socket.socket, tls: ssl.SSLContext, address: TcpAddress, seconds: float
+) -> Transport:
+    description = str(address)
+    try:
+        return await connect_tls(
+            sock, tls, address.host, handshake_timeout=seconds, description=description
+        )
+    except ssl.SSLError:
+        raise  # says what is wrong
+    except ConnectionAbortedError as error:
+        reason = f"no TLS with {address} within {seconds:g} s"
+        raise TimeoutError(errno.ETIMEDOUT, reason) from error
+    except OSError as error:
+        reason = f"{address} broke off the TLS handshake; it may not speak TLS"
+        raise OSError(error.errno or errno.ECONNRESET, reason) from error
+
+
 async def retry(
-    attempt: Callable[[], Awaitable[T]], errors: tuple[type[OSError], ...], seconds: float
+    attempt: Callable[[], Awaitable[T]], errors: tuple[type[Exception], ...], seconds: float
 ) -> T:
     """Repeat an attempt as long as it ends in one of the errors, with growing pauses.
 
-    :param seconds: after which the error is raised; 0: try once
+    :param seconds: after which the error is raised; 0: try once. An attempt that has begun before
+        is not cut short.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

@@ -129,7 +129,8 @@ class Peer(Handlers):
             socket, which is taken over), or ``exec:program arguments`` (as `spawn`)
         :param tls: a client-side context, for TCP
         :param token: the secret that the listener asks for
-        :param retry_for: seconds for which to try again while nobody listens yet
+        :param retry_for: seconds for which to try again while nobody listens yet, or who does goes
+            in the handshake. The last attempt may take ``Timeouts.handshake`` more.
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
         :raises AddressError: the address cannot be understood
         :raises OSError: nobody listens there; `TimeoutError` where it takes too long to find out
@@ -191,7 +192,8 @@ class Peer(Handlers):
         or the socketpair that the parent passed. If the parent dies, this process dies.
 
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
-        :raises LocalProtocolError: standard input or output is closed, or taken already
+        :raises AddressError: standard input or output is closed, or open the wrong way round
+        :raises LocalProtocolError: they are taken already
         """
         return Opening(self._stdio())
 
@@ -298,12 +300,11 @@ class Peer(Handlers):
         token: bytes | None,
         retry_for: float,
     ) -> Session:
-        transport = await connecting.retry(
-            lambda: connecting.open_transport(address, tls, self._timeouts.handshake),
-            connecting.NOT_THERE_YET,
-            retry_for,
-        )
-        return await self._sessions.open(transport, Role.CONNECTING, self._own_limits(), token)
+        async def attempt() -> Session:
+            transport = await connecting.open_transport(address, tls, self._timeouts.handshake)
+            return await self._sessions.open(transport, Role.CONNECTING, self._own_limits(), token)
+
+        return await connecting.retry(attempt, connecting.NOT_THERE_YET, retry_for)
 
     async def _spawn(
         self,

@@ -117,6 +117,19 @@ async def test_retry_until_somebody_listens(path: Path, peer: Peer) -> None:
         assert await session.request("echo", [1]) == 1
 
 
+async def test_a_server_that_goes_in_the_handshake_is_waited_for(path: Path, peer: Peer) -> None:
+    came = asyncio.Event()
+
+    async def go(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        came.set()
+
+    async with strange_server(go, path) as address:
+        connecting = asyncio.create_task(peer.connect(address, retry_for=30))
+        await came.wait()
+    async with peer.serve(address), await connecting as session:
+        assert await session.request("echo", [1]) == 1
+
+
 async def test_retry_for_a_while_only(path: Path, peer: Peer) -> None:
     loop = asyncio.get_running_loop()
     begun = loop.time()

@@ -5,7 +5,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -58,6 +58,57 @@ def certificates() -> Certificates:
 async def works(server: Server, **options: Any) -> bool:
     async with Peer().connect(server.address, **options) as session:
         return bool(await session.request("echo", [True]))
+
+
+async def test_tls_to_a_server_without(certificates: Certificates) -> None:
+    async with Peer().serve("tcp:127.0.0.1:0", insecure=True) as server:
+        with pytest.raises(OSError, match=r"TLS|SSL") as caught:
+            await Peer().connect(server.address, tls=certificates.client)
+        assert str(caught.value)
+
+
+async def test_tls_to_one_who_hangs_up(certificates: Certificates) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    async with tcp_server(hang_up) as address:
+        with pytest.raises(ConnectionResetError) as caught:
+            await Peer().connect(address, tls=certificates.client)
+        expected = f"{address} broke off the TLS handshake; it may not speak TLS"
+        assert caught.value.strerror == expected
+
+
+async def test_tls_to_one_who_is_silent(certificates: Certificates) -> None:
+    async def stay(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    impatient = Peer(timeouts=Timeouts(handshake=0.1))
+    async with tcp_server(stay) as address:
+        with pytest.raises(TimeoutError, match=rf"no TLS with {address} within 0\.1 s"):
+            await impatient.connect(address, tls=certificates.client)
+
+
+@contextlib.asynccontextmanager
+async def tcp_server(
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A TCP server that is no peer; hangs up when ``behave`` is done."""
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await behave(reader, writer)
+        finally:
+            writer.close()
+            done.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await done.wait()
 
 
 # What it takes
