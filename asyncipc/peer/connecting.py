@@ -12,11 +12,11 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from asyncipc.errors import AddressError, PeerDied
+from asyncipc.errors import AddressError, AuthenticationError, PeerDied
 from asyncipc.peer.address import FdAddress, TcpAddress, UnixAddress
 from asyncipc.peer.resolving import Resolved, resolve
 from asyncipc.transport.base import Transport
-from asyncipc.transport.sockets import SocketTransport
+from asyncipc.transport.sockets import SocketTransport, peer_credentials
 from asyncipc.transport.tls import connect as connect_tls
 
 __all__ = ["NOT_THERE_YET", "open_transport", "retry"]
@@ -38,13 +38,16 @@ LONGEST_PAUSE: Final = 1.0
 async def open_transport(
     address: UnixAddress | TcpAddress | FdAddress,
     tls: ssl.SSLContext | None,
+    users: frozenset[int] | None,
     handshake_timeout: float,
 ) -> Transport:
     """Connect to an address.
 
     :param tls: for a `TcpAddress` alone
+    :param users: ids of whose listener it may be, for a `UnixAddress` alone; None: anybody's
     :param handshake_timeout: seconds for the connection, and again for TLS
     :raises AddressError: there can be no such host, or the descriptor is no connected socket
+    :raises AuthenticationError: it is the listener of another user; nothing was sent
     :raises OSError: nobody listens there, or it cannot be reached
     :raises ssl.SSLError: TLS could not be agreed on
     :raises TimeoutError: no connection in time, or no TLS
@@ -58,6 +61,8 @@ async def open_transport(
     if tls is not None and isinstance(address, TcpAddress):
         return await _secured(sock, tls, address, handshake_timeout)
     try:
+        if users is not None:
+            _check_user(sock, address, users)
         return SocketTransport(sock, description=str(address))
     except BaseException:
         sock.close()
@@ -152,6 +157,17 @@ async def _connect_to(resolved: Resolved) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _check_user(
+    sock: socket.socket,
+    address: UnixAddress | TcpAddress | FdAddress,
+    users: frozenset[int],
+) -> None:
+    credentials = peer_credentials(sock)
+    if credentials is None or credentials.uid not in users:
+        who = f"user {credentials.uid}" if credentials is not None else "an unknown user"
+        raise AuthenticationError(f"{who} listens on {address}; users= admits others")
 
 
 def _take_descriptor(address: FdAddress) -> socket.socket:

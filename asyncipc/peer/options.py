@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from asyncipc.errors import AddressError
 from asyncipc.lazy import LazyModule
-from asyncipc.peer.address import TcpAddress
+from asyncipc.peer.address import Address, ExecAddress, FdAddress, TcpAddress, UnixAddress
 from asyncipc.session.settings import CodecMaker
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.msgpack_codec import MessagePack
@@ -28,7 +28,9 @@ __all__ = [
     "Users",
     "allowed_users",
     "check_client_tls",
+    "check_connecting",
     "check_kind",
+    "check_listening",
     "check_network_security",
     "check_seconds",
     "check_server_tls",
@@ -40,7 +42,7 @@ __all__ = [
 
 RequestIds: TypeAlias = Iterator[object] | Callable[[], object]
 
-# Who may connect to a unix socket: the user of this process, anybody, or these user ids.
+# Who may be at the other end of a unix socket: the user of this process, anybody, or these ids.
 Users: TypeAlias = Literal["same", "any"] | Collection[int]
 
 # A socket's file for this user alone, and one that all may connect to.
@@ -144,10 +146,10 @@ def check_seconds(name: str, value: object) -> None:
 
 
 def allowed_users(users: Users) -> frozenset[int] | None:
-    """The ids of the users who may connect; None for all of them.
+    """The ids of the users who may be at the other end; None for all of them.
 
     :raises TypeError: it is neither a collection of user ids nor one of the two words
-    :raises ValueError: nobody could connect
+    :raises ValueError: it would be nobody
     """
     if users == "same":
         return frozenset((os.geteuid(),))
@@ -159,8 +161,45 @@ def allowed_users(users: Users) -> frozenset[int] | None:
         if isinstance(user, bool) or not isinstance(user, int):
             raise TypeError(f"users must contain user ids, which are integers, not {user!r:.60}")
     if not users:
-        raise ValueError("users must not be empty: nobody could connect")
+        raise ValueError("users must not be empty: that would be nobody")
     return frozenset(users)
+
+
+def check_connecting(
+    address: Address,
+    *,
+    tls: ssl.SSLContext | None,
+    token: bytes | None,
+    users: Users,
+    retry_for: float,
+) -> None:
+    """:raises AddressError: an option is not for such an address"""
+    if retry_for and isinstance(address, FdAddress | ExecAddress):
+        raise AddressError(f"retry_for= is for who may listen later, not for {address}")
+    if tls is not None and not isinstance(address, TcpAddress):
+        raise AddressError(f"TLS is for tcp: addresses, not for {address}")
+    if users != "any" and not isinstance(address, UnixAddress):
+        raise AddressError(f"users= is for unix: addresses, not for {address}")
+    if token is not None and isinstance(address, ExecAddress):
+        raise AddressError("exec: takes no token; the pipes are private")
+
+
+def check_listening(
+    address: UnixAddress | TcpAddress,
+    *,
+    tls: ssl.SSLContext | None,
+    users: Users,
+    mode: int | None,
+) -> None:
+    """:raises AddressError: an option is not for such an address"""
+    if isinstance(address, TcpAddress):
+        if users != "same" or mode is not None:
+            raise AddressError(f"users= and mode= are for unix sockets, not for {address}")
+        return
+    if tls is not None:
+        raise AddressError(f"TLS is for tcp: addresses, not for {address}")
+    if mode is not None and address.is_abstract:
+        raise AddressError(f"mode= is for the files of unix sockets; {address} has none")
 
 
 def file_mode(mode: int | None, users: Users) -> int:

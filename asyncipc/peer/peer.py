@@ -25,7 +25,9 @@ from asyncipc.peer.opening import Opening
 from asyncipc.peer.options import (
     allowed_users,
     check_client_tls,
+    check_connecting,
     check_kind,
+    check_listening,
     check_network_security,
     check_seconds,
     check_server_tls,
@@ -121,6 +123,7 @@ class Peer(Handlers):
         *,
         tls: ssl.SSLContext | None = None,
         token: str | bytes | None = None,
+        users: Users = "any",
         retry_for: float = 0,
     ) -> Opening[Session]:
         """Connect to a listening peer.
@@ -129,6 +132,9 @@ class Peer(Handlers):
             socket, which is taken over), or ``exec:program arguments`` (as `spawn`)
         :param tls: a client-side context, for TCP
         :param token: the secret that the listener asks for
+        :param users: whose listener it may be, on a unix socket: ``"any"``, ``"same"`` as this
+            process, or user ids. Give it where others may listen too: for ``unix:@name``, and for
+            a path in a directory that is not yours, such as /tmp.
         :param retry_for: seconds for which to try again while nobody listens yet, or who does goes
             in the handshake. The last attempt may take ``Timeouts.handshake`` more.
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
@@ -136,7 +142,8 @@ class Peer(Handlers):
         :raises OSError: nobody listens there; `TimeoutError` where it takes too long to find out
         :raises RemoteProtocolError: who listens there does not speak this protocol, or no common
             version of it; `HandshakeTimeout` where no hello came in time
-        :raises AuthenticationError: the token was not accepted, or is missing
+        :raises AuthenticationError: the token was not accepted, or is missing; or another user
+            listens than ``users`` admits, who was sent nothing then
         :raises SessionClosed: the other side hung up, or had too many sessions
         :raises ssl.SSLError: TLS could not be agreed on
         """
@@ -144,15 +151,11 @@ class Peer(Handlers):
         check_seconds("retry_for", retry_for)
         check_client_tls(tls)
         secret = token_bytes(token)
-        if retry_for and isinstance(parsed, FdAddress | ExecAddress):
-            raise AddressError(f"retry_for= is for who may listen later, not for {parsed}")
-        if tls is not None and not isinstance(parsed, TcpAddress):
-            raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
-        if not isinstance(parsed, ExecAddress):
-            return Opening(self._connect(parsed, tls, secret, retry_for))
-        if secret is not None:
-            raise AddressError("exec: takes no token; the pipes are private")
-        return self.spawn(parsed.argv)
+        admitted = allowed_users(users)
+        check_connecting(parsed, tls=tls, token=secret, users=users, retry_for=retry_for)
+        if isinstance(parsed, ExecAddress):
+            return self.spawn(parsed.argv)
+        return Opening(self._connect(parsed, tls, secret, admitted, retry_for))
 
     def spawn(
         self,
@@ -253,16 +256,11 @@ class Peer(Handlers):
         permissions = file_mode(mode, users)
         if on_session is not None:
             check_callback("on_session", on_session, is_awaited=True)
-        if isinstance(parsed, TcpAddress):
-            if users != "same" or mode is not None:
-                raise AddressError(f"users= and mode= are for unix sockets, not for {parsed}")
-            return Opening(self._serve_tcp(parsed, tls, secret, insecure, on_session))
         if isinstance(parsed, FdAddress | ExecAddress):
             raise AddressError(f"unix: and tcp: addresses can be listened on, {parsed} cannot")
-        if tls is not None:
-            raise AddressError(f"TLS is for tcp: addresses, not for {parsed}")
-        if mode is not None and parsed.is_abstract:
-            raise AddressError(f"mode= is for the files of unix sockets; {parsed} has none")
+        check_listening(parsed, tls=tls, users=users, mode=mode)
+        if isinstance(parsed, TcpAddress):
+            return Opening(self._serve_tcp(parsed, tls, secret, insecure, on_session))
         return Opening(self._serve_unix(parsed, secret, allowed, permissions, on_session))
 
     # -- life ------------------------------------------------------------------------------
@@ -298,10 +296,12 @@ class Peer(Handlers):
         address: UnixAddress | TcpAddress | FdAddress,
         tls: ssl.SSLContext | None,
         token: bytes | None,
+        users: frozenset[int] | None,
         retry_for: float,
     ) -> Session:
         async def attempt() -> Session:
-            transport = await connecting.open_transport(address, tls, self._timeouts.handshake)
+            patience = self._timeouts.handshake
+            transport = await connecting.open_transport(address, tls, users, patience)
             return await self._sessions.open(transport, Role.CONNECTING, self._own_limits(), token)
 
         return await connecting.retry(attempt, connecting.NOT_THERE_YET, retry_for)
