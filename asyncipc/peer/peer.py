@@ -207,7 +207,8 @@ class Peer(Handlers):
 
         :param reader: an asyncio ``StreamReader``, an anyio ``ByteStream`` or receive half, a
             socket, a file descriptor, or a file, pipe end or other object with ``fileno()`` and
-            ``close()`` (it is closed; the session has a copy of its descriptor)
+            ``close()`` (it is closed; the session has a copy of its descriptor, and what the file
+            has read ahead; of a text file, not what it has decoded)
         :param writer: its counterpart; None where ``reader`` goes both ways
         :returns: to be awaited for a `Session`, or used as ``async with ... as session``
         :raises TypeError: the two do not make a pair of byte streams

@@ -4,6 +4,7 @@ Layer 3, inside the peer. Below: transport.
 """
 
 import asyncio
+import io
 import os
 import socket
 import ssl
@@ -14,6 +15,7 @@ import anyio.abc
 
 from asyncipc.transport.base import Transport
 from asyncipc.transport.pipes import PipeTransport
+from asyncipc.transport.polled import PolledTransport
 from asyncipc.transport.sockets import SocketTransport
 from asyncipc.transport.streams import StreamTransport
 
@@ -72,6 +74,13 @@ def _wrap_descriptors(reader: Any, writer: Any) -> Transport:
     """Numbers and sockets are taken over as they are, of other objects a copy."""
     # What can be wrong is found out before anything is taken.
     are_sockets = [_is_stream_socket(thing) for thing in (reader, writer)]
+    early = _read_ahead(reader)
+    transport = _transport(reader, writer, are_sockets)
+    transport.put_back(early)
+    return transport
+
+
+def _transport(reader: Any, writer: Any, are_sockets: list[bool]) -> PolledTransport:
     if _number(reader) != _number(writer):
         read_fd, write_fd = _take(reader), _take(writer)
     elif all(are_sockets):
@@ -94,6 +103,25 @@ def _take(thing: Any) -> int:
     fd = os.dup(thing.fileno())
     thing.close()
     return fd
+
+
+def _read_ahead(thing: Any) -> bytes:
+    """What a file has read that nobody has taken from it, and that is lost with it. Never waits."""
+    buffered = thing.buffer if isinstance(thing, io.TextIOWrapper) else thing
+    if not isinstance(buffered, io.BufferedReader | io.BufferedRandom):
+        return b""
+    fd = buffered.fileno()
+    was_blocking = os.get_blocking(fd)
+    if isinstance(buffered.raw, socket.SocketIO):
+        # It would wait as long as its socket is set to, whatever the descriptor is.
+        buffered.raw._sock.settimeout(0)  # type: ignore[attr-defined]  # noqa: SLF001 - not public
+    os.set_blocking(fd, False)
+    try:
+        return bytes(buffered.peek())
+    except OSError:
+        return b""  # the transport will see it too
+    finally:
+        os.set_blocking(fd, was_blocking)
 
 
 def _is_stream_socket(thing: Any) -> bool:

@@ -39,6 +39,7 @@ class PolledTransport(abc.ABC):
 
     __slots__ = (
         "__weakref__",
+        "_early",
         "_ended",
         "_hangup_fd",
         "_input_ended",
@@ -91,6 +92,7 @@ class PolledTransport(abc.ABC):
         self._read_into = read_into
         self._send = send
         self._send_many = send_many
+        self._early = b""  # what others have read before
         self._reading = False  # the reader is in the loop: started, not paused, not at an end
         self._input_ended = False
         self._output_ended = False  # by write_eof, by a failed write, or with everything else
@@ -151,9 +153,29 @@ class PolledTransport(abc.ABC):
             return
         self._receiver = receiver
         self._reading = True
-        self._poll_input(True)
+        if self._early:
+            self._loop.call_soon(self._begin_with_early)
+        else:
+            self._poll_input(True)
         if not self._reading_tells:
             self._watch_hangup(True)
+
+    def put_back(self, data: bytes) -> None:
+        """Deliver bytes first that somebody has read already. Before `start`."""
+        self._early = data
+
+    def _begin_with_early(self) -> None:
+        self._deliver_early()
+        if self._reading:
+            self._poll_input(True)
+
+    def _deliver_early(self) -> None:
+        while self._early and not self._ended:
+            buffer = self._receiver.get_buffer()
+            count = min(len(self._early), len(buffer))
+            buffer[:count] = self._early[:count]
+            self._early = self._early[count:]
+            self._receiver.buffer_updated(count)
 
     def close(self) -> None:
         if not self._ended:
@@ -244,6 +266,7 @@ class PolledTransport(abc.ABC):
 
     def _read_rest(self) -> OSError | None:
         """Deliver what the kernel holds now, also while reading is paused."""
+        self._deliver_early()
         left = unread(self._read_fd)
         while left >= 0 and not (self._input_ended or self._ended):
             try:

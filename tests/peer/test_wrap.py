@@ -21,6 +21,7 @@ from asyncipc import Peer, PeerDied, Session, memory_pair
 from asyncipc.transport.pipes import PipeTransport
 from asyncipc.transport.sockets import SocketTransport
 from tests.peer.support import echoing
+from tests.raw_client import frame, hello
 
 # What one end of a connection is made of; the other is the same.
 End = tuple[Any, ...]
@@ -178,6 +179,43 @@ async def test_what_was_written_to_a_file_before_goes_first() -> None:
     async with ours, theirs:
         theirs.on_noise(noise.append)
         assert theirs.statistics().noise_received == len(b"Welcome!\n")
+
+
+def over_a_pipe() -> tuple[Any, Any, int, int]:
+    """Files to read and write, as of a subprocess, and the descriptors at their other ends."""
+    (our_input, their_output), (their_input, our_output) = os.pipe(), os.pipe()
+    return os.fdopen(our_input, "rb"), os.fdopen(our_output, "wb"), their_input, their_output
+
+
+def over_a_socket() -> tuple[Any, Any, int, int]:
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.settimeout(1000)  # which nobody must wait for
+        return ours.makefile("rb"), ours.makefile("wb", 0), theirs.fileno(), theirs.detach()
+
+
+@pytest.mark.parametrize("make", [over_a_pipe, over_a_socket])
+async def test_what_a_file_has_read_ahead_comes_first(make: Callable[[], Any]) -> None:
+    reader, writer, their_input, their_output = make()
+    os.write(their_output, b"Welcome!\n" + frame(hello()) + frame([2, 2, "echo", ["first"]])[:20])
+    assert reader.readline() == b"Welcome!\n"
+    os.write(their_output, frame([2, 2, "echo", ["first"]])[20:])
+    async with asyncio.timeout(10), echoing().wrap(reader, writer):
+        received = b""
+        while b"first" not in received:
+            received += await asyncio.to_thread(os.read, their_input, 65536)
+        os.close(their_output)
+    if their_input != their_output:
+        os.close(their_input)
+
+
+async def test_a_file_that_has_read_nothing_is_not_waited_for() -> None:
+    for make in (over_a_pipe, over_a_socket):
+        reader, writer, their_input, their_output = make()
+        opening = asyncio.create_task(echoing().wrap(reader, writer))
+        await asyncio.sleep(0)  # it is wrapped before anything came
+        async with Peer().wrap(their_input, their_output) as session, await opening:
+            assert await session.request("echo", [1]) == 1
 
 
 async def test_sockets_have_the_transport_of_sockets() -> None:
