@@ -127,6 +127,7 @@ async def test_arrays_of_any_dtype_and_shape(codec: str, over: str) -> None:
     [
         (numpy.array([None]), "it holds Python objects"),
         (numpy.zeros(1, [("a", object)]), "it holds Python objects"),
+        (numpy.ndarray(3, "S0", b""), "an array of |S0 with 3 items: they have no bytes"),
         (numpy.ma.masked_array([1]), "numpy.ma.MaskedArray cannot be sent"),
     ],
 )
