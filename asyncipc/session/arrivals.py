@@ -18,6 +18,7 @@ from weakref import ref
 from asyncipc.errors import LocalProtocolError, RemoteProtocolError
 from asyncipc.lazy import LazyModule
 from asyncipc.transport.fd import Fd
+from asyncipc.transport.regions import HeldPages
 from asyncipc.wire.attachments import Attached
 from asyncipc.wire.messages import DESCRIPTORS, RELEASE, shown
 
@@ -106,6 +107,7 @@ class Arrivals:
         "_is_waking",
         "_loop",
         "_lost",
+        "_pages",
         "_segment",
         "_send",
         "_shares",
@@ -138,6 +140,7 @@ class Arrivals:
         self._image: shared_memory.ArenaImage | None = None
         self._segment = 0
         self._held: dict[int, Held] = {}
+        self._pages = HeldPages()
         self._gone: list[int] = []
         self._is_waking = False
         self.descriptors_received: int = 0
@@ -291,6 +294,13 @@ class Arrivals:
             exporter = image.exporter(offset, length)
         except ValueError as error:
             raise RemoteProtocolError(f"the other side's region {number}: {error}") from error
+        other = self._pages.hold(number, offset, length)
+        if other is not None:
+            # What was written to those pages here would show in it.
+            raise RemoteProtocolError(
+                f"the other side's region {number}, {length} bytes at {offset}, shares pages with "
+                f"region {other}, which was not given back"
+            )
         memory = shared_memory.SharedBytes(exporter, length)
         self.shared_received += length
 
@@ -323,6 +333,7 @@ class Arrivals:
         while self._gone:
             number = self._gone.pop()
             held = self._held.pop(number)
+            self._pages.let_go(held.offset)
             if held.written:
                 image.forget(held.offset, held.length)
             numbers.append(number)

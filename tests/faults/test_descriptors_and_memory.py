@@ -309,6 +309,44 @@ async def test_a_region_that_is_still_held() -> None:
         assert len(taken) == 1
 
 
+@pytest.mark.parametrize(("page", "pages"), [(2, 1), (2, 2), (3, 1), (1, 2), (1, 4), (0, 9)])
+@pytest.mark.parametrize("where", ["begin", "part"])
+async def test_a_region_that_overlaps_one_that_is_held(page: int, pages: int, where: str) -> None:
+    """What the receiver wrote to a region of its own is never seen in another."""
+    async with facing() as (raw, session, taken):
+        await raw.announce(memfd())
+        array = msgpack.ExtType(82, pack(["|u1", [PAGE + 1], "C", placeholder(0, "array")]))
+        await raw.notify([[1, 1, 2 * PAGE, PAGE + 1]], 0, [array])
+        await taken.reaches(1)
+        taken[0][0][:] = 1
+        region = [1, 2, page * PAGE, pages * PAGE]
+        envelope = pack([NOTIFY, "take", [placeholder(0, "bytes")]])
+        if where == "begin":
+            await raw.send([BEGIN, 2, [len(envelope), region]], attached=envelope)
+        else:
+            await raw.send([BEGIN, 2, [len(envelope), MIB]], attached=envelope)
+            await raw.send([PART, 2, region])
+        await ended(raw, session, "shares pages with region 1, which was not given back")
+        assert len(taken) == 1
+
+
+async def test_regions_beside_each_other_and_again_after_their_return() -> None:
+    async with facing() as (raw, _, taken):
+        await raw.announce(memfd())
+        for number, page in enumerate((4, 2, 3, 0, 5), 1):
+            region = [1, number, page * PAGE, PAGE]
+            await raw.notify([region], 0, [placeholder(0, "memoryview")], number)
+        await taken.reaches(5)
+        taken.clear()
+        gc.collect()
+        back: list[int] = []
+        while len(back) < 5:
+            message = await raw.receive()
+            back += message[2] if message[0] == RELEASE else []
+        await raw.notify([[1, 1, 0, ARENA]], 0, [placeholder(0, "memoryview")], 6)
+        await taken.reaches(1)
+
+
 async def test_regions_come_back_each_once() -> None:
     async with facing() as (raw, _, taken):
         await raw.announce(memfd())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncipc.transport.regions import PAGE, Regions
+from asyncipc.transport.regions import PAGE, HeldPages, Regions
 
 PAGES = 20
 
@@ -51,3 +51,21 @@ def test_only_what_was_taken_is_given_back() -> None:
     for wrong in (offset, PAGE, 17):
         with pytest.raises(KeyError):
             regions.give_back(wrong)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, PAGES - 1), st.integers(1, 5))))
+def test_pages_are_held_by_one_region(steps: list[tuple[bool, int, int]]) -> None:
+    pages = HeldPages()
+    holder: dict[int, int] = {}  # of each page
+    for number, (holds, first, count) in enumerate(steps):
+        if holds:
+            wanted = range(first, first + count)
+            other = pages.hold(number, first * PAGE, count * PAGE - 1)
+            assert (other is None) == holder.keys().isdisjoint(wanted)
+            assert other is None or other in {holder.get(page) for page in wanted}
+            if other is None:
+                holder.update(dict.fromkeys(wanted, number))
+        elif holder:
+            region = sorted(holder.values())[first % len(holder)]
+            pages.let_go(min(page for page in holder if holder[page] == region) * PAGE)
+            holder = {page: other for page, other in holder.items() if other != region}
