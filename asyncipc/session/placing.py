@@ -50,14 +50,16 @@ SEGMENT: Final = 1
 class Cargo:
     """What goes beside one transfer, until all of the message has left or it was dropped.
 
+    :param room: for descriptors of shared memory, beside those that the message has anyway
     :ivar lengths: of the segments, as `begin` tells them
     :ivar descriptors: copies of those given, closed in the end
     """
 
-    __slots__ = ("_copies", "_placing", "descriptors", "lengths", "regions")
+    __slots__ = ("_copies", "_placing", "_room", "descriptors", "lengths", "regions")
 
-    def __init__(self, placing: "Placing") -> None:
+    def __init__(self, placing: "Placing", room: int) -> None:
         self._placing = placing
+        self._room = room
         self._copies: deque[tuple[memoryview, memoryview]] = deque()
         self.lengths: list[Any] = []
         self.descriptors: list[int] = []
@@ -103,6 +105,18 @@ class Cargo:
         except (OSError, ValueError) as error:
             raise EncodeError(f"a file descriptor cannot be copied to be sent: {error}") from error
         self.lengths.append(None)
+
+    def add_memory(self, memory: "shared_memory.SharedMemory", size: int) -> bool:
+        """All of some shared memory, by a descriptor; False if there cannot be one more."""
+        if self._room <= 0:
+            return False
+        try:
+            self.descriptors.append(os.dup(memory.fd))
+        except OSError:  # no descriptor is left
+            return False
+        self._room -= 1
+        self.lengths.append([size])
+        return True
 
     def add_region(self, region: "shared_memory.Region", source: Buffer) -> None:
         """The region is to hold what is in the source."""
@@ -203,7 +217,8 @@ class Placing:
         :returns: the segments of the transfer, and the rest, if there is one
         :raises EncodeError: a descriptor cannot be copied; nothing was taken then
         """
-        cargo = Cargo(self)
+        given = sum(1 for segment in segments if hasattr(segment, "fileno"))
+        cargo = Cargo(self, self._max_descriptors - given)
         stream: list[Buffer] = []
         if self._is_closed:
             return _nothing_sent(segments), None
@@ -301,12 +316,7 @@ class Placing:
             return False
         size = memoryview(buffer).nbytes
         memory = shared_memory.memory_behind(buffer)
-        if memory is not None and len(cargo.descriptors) < self._max_descriptors:
-            try:
-                cargo.descriptors.append(os.dup(memory.fd))
-            except OSError:  # no descriptor is left
-                return False
-            cargo.lengths.append([size])
+        if memory is not None and cargo.add_memory(memory, size):
             self.shared_sent += size
             return True
         region = self._region_for(buffer, size) if len(cargo.regions) < MAX_REGIONS else None

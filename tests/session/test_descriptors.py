@@ -20,6 +20,7 @@ from asyncipc import (
     PeerDied,
     RemoteError,
     Session,
+    shared_buffer,
 )
 from asyncipc.wire.messages import DESCRIPTORS
 from tests.session.support import KIB, Journal, RawPeer, failure, joined, settled, talking, until
@@ -283,6 +284,29 @@ async def test_too_many_for_one_message() -> None:
         assert not any(fd.closed for fd in fds)
         assert await session.request("read", fds[1:]) == [b"x", b"x"]
         fds[0].close()
+
+
+async def test_shared_memory_takes_no_room_of_the_descriptors_beside_it() -> None:
+    """Together they would be more than one message may have, so it goes another way."""
+    peer = Peer(limits=Limits(max_descriptors=4))
+
+    @peer.on_request
+    async def read(views: list[memoryview], fds: list[Fd]) -> list[bytes]:
+        return [bytes(view[:1]) for view in views] + [contents(fd) for fd in fds]
+
+    async with talking(peer) as session, asyncio.timeout(20):
+        view = memoryview(bytes(300 * KIB))  # for which the arena is announced
+        assert await session.request("read", [[view], [pipe_with(b"f")]]) == [b"\0", b"f"]
+        for size in (20 * KIB, 300 * KIB):
+            for count, own in ((4, 0), (1, 3), (0, 4)):
+                views, sent = [shared_buffer(size) for _ in range(5)], []
+                for number, view in enumerate(views):
+                    view[:1] = sent_byte = b"%d" % number
+                    sent.append(sent_byte)
+                before = session.statistics().descriptors_sent
+                fds = [pipe_with(b"f") for _ in range(count)]
+                assert await session.request("read", [views, fds]) == sent + [b"f"] * count
+                assert session.statistics().descriptors_sent - before == count + own
 
 
 # -- in streams --------------------------------------------------------------------------------
