@@ -50,6 +50,11 @@ class Unloaded:
         self.attached: dict[int, Attached] = {}
         self.size: int = 0
 
+    @property
+    def descriptors(self) -> int:
+        """How many came, those of shared memory included."""
+        return self._count
+
     def add_descriptors(self, count: int) -> list[int]:
         """Take descriptors that have come for this message."""
         self._count = count

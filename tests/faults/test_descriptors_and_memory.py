@@ -21,6 +21,7 @@ from asyncipc.wire.messages import (
     BEGIN,
     DESCRIPTORS,
     GOODBYE,
+    ITEMS,
     MEMORY,
     NOTIFY,
     PART,
@@ -170,6 +171,45 @@ async def test_descriptors_beyond_the_credit() -> None:
             begin = [BEGIN, number + 1, [len(envelope), *[None] * 3]]
             await raw.carry(begin, *pipes(3), attached=envelope[:1])
         await ended(raw, session, "9 file descriptors under way, more than 8")
+
+
+@pytest.mark.parametrize("in_shared_memory", [False, True])
+async def test_items_with_descriptors_beyond_the_credit(in_shared_memory: bool) -> None:
+    """Nobody reads them: they are held as long as they are few."""
+    peer, started = Peer(limits=Limits(max_descriptors=4)), Journal()
+
+    @peer.on_request
+    async def store(items: AsyncIterator[Any]) -> None:
+        started.append(items)
+        await asyncio.Event().wait()
+
+    async with facing(peer, ask=False) as (raw, session, _), asyncio.timeout(20):
+        await raw.send([DESCRIPTORS, 0], [REQUEST, 2, "store", [None], None, {"items": 0}])
+        assert await raw.receive() == [DESCRIPTORS, 8]
+        await started.reaches(1)
+        for number in range(1, 6):  # more than 4; credit for each was given back
+            kind = "memoryview" if in_shared_memory else "descriptor"
+            envelope = pack([ITEMS, 2, [placeholder(0, kind)]])
+            begin = [BEGIN, number, [len(envelope), [PAGE] if in_shared_memory else None]]
+            (fd,) = [memfd(PAGE)] if in_shared_memory else pipes(1)
+            await raw.carry(begin, fd, attached=envelope)
+        await ended(raw, session, "sent items while at least 262144 bytes of them were under way")
+        assert session.statistics().descriptors_received == 5
+
+
+async def test_a_batch_with_descriptors() -> None:
+    peer = Peer(limits=Limits(max_descriptors=4))
+
+    @peer.on_request
+    async def store(items: AsyncIterator[Any]) -> None:
+        await asyncio.Event().wait()
+
+    async with facing(peer, ask=False) as (raw, session, _), asyncio.timeout(20):
+        await raw.send([DESCRIPTORS, 0], [REQUEST, 2, "store", [None], None, {"items": 0}])
+        assert await raw.receive() == [DESCRIPTORS, 8]
+        envelope = pack([[ITEMS, 2, [placeholder(0)]], [ITEMS, 2, [1]]])
+        await raw.carry([BEGIN, 1, [len(envelope), None]], *pipes(1), attached=envelope)
+        await ended(raw, session, "sent a batch as a transfer")
 
 
 async def test_descriptors_of_what_is_dropped_are_closed_and_credited() -> None:

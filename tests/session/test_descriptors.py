@@ -333,6 +333,42 @@ async def test_descriptors_as_items() -> None:
         assert session.statistics().descriptors_received == count - count // 3
 
 
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize(("most", "each"), [(8, 1), (8, 4), (4, 3), (64, 1)])
+async def test_a_reader_that_stops_holds_few_descriptors(ready: bool, most: int, each: int) -> None:
+    """And nothing else of the session waits for it."""
+    peer, made = Peer(), Journal()
+
+    @peer.on_request
+    async def pipes() -> AsyncIterator[Any]:
+        for number in range(40 * most):
+            if not ready:
+                await asyncio.sleep(0)
+            made.append(number)
+            yield [pipe_with(b"x") for _ in range(each)]
+
+    @peer.on_request("open")
+    async def open_one() -> Fd:
+        return pipe_with(b"y")
+
+    reader = Peer(limits=Limits(max_descriptors=most))
+    async with joined(reader, peer) as (session, other), asyncio.timeout(30):
+        async with session.stream("pipes") as items:
+            for fd in await anext(items):
+                fd.close()
+            await until(lambda: other.statistics().stalls, session, other)
+            for _ in range(3 * most):
+                assert contents(await session.request("open")) == b"y"
+            held = session.statistics().descriptors_received - 3 * most - each
+            assert most - each <= held <= most + 2 * each
+            taken = 1
+            async for fds in items:
+                taken += 1
+                for fd in fds:
+                    fd.close()
+        assert taken == len(made) == 40 * most
+
+
 async def test_descriptors_in_uploads_and_channels() -> None:
     peer = Peer()
 
