@@ -1,8 +1,10 @@
 """File descriptors in messages: who owns them, in what order they come, and that none is left."""
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import socket
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator
@@ -77,6 +79,15 @@ def test_an_fd_can_be_taken_over() -> None:
     left, right = socket.socketpair()
     with right, Fd(left.detach()).as_socket() as sock:
         assert (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def test_an_fd_is_neither_pickled_nor_copied() -> None:
+    """By its number it would be another file elsewhere, and have two owners here."""
+    with pipe_with(b"x") as fd:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match=r"neither pickled nor copied: dup\(\) makes"):
+                attempt(fd)
+        assert not fd.closed
 
 
 def test_what_cannot_be_taken_over_stays() -> None:
