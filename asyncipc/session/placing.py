@@ -95,7 +95,9 @@ class Cargo:
         """The first part leaves, and the descriptors with it."""
         self._placing.credit -= len(self.descriptors)
         self._placing.descriptors_sent += len(self.descriptors)
-        self._placing.shared_sent += sum(region.length for region in self.regions)
+        for region in self.regions:
+            region.is_sent = True
+            self._placing.shared_sent += region.length
         return self.descriptors
 
     def add_descriptor(self, holder: HasFileno) -> None:
@@ -260,6 +262,7 @@ class Placing:
         for piece in outgoing.next_part(region.length):
             region.memory[start : start + len(piece)] = piece
             start += len(piece)
+        region.is_sent = True
         self._carried[region.number] = region.length
         self.shared_sent += region.length
         return region.length, [SEGMENT, region.number, region.offset, region.length]
@@ -281,16 +284,14 @@ class Placing:
 
         :raises RemoteProtocolError: it has not got them
         """
+        arena = self._arena
         for number in regions:
-            try:
-                if segment != SEGMENT:
-                    raise KeyError(segment)
-                self.give_back(number)
-            except KeyError:
+            if segment != SEGMENT or arena is None or not arena.has_sent(number):
                 raise RemoteProtocolError(
                     f"the other side gave back region {number} of segment {segment}, "
                     "which it did not have"
-                ) from None
+                )
+            self.give_back(number)
 
     def drop(self, region: "shared_memory.Region") -> None:
         """What a region holds was not sent, and shall not be seen."""

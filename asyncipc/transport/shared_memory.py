@@ -84,15 +84,17 @@ class Region:
     """A part of an arena, taken for one attachment.
 
     :ivar number: what it goes by on the wire
+    :ivar is_sent: the other side has been told of it
     """
 
-    __slots__ = ("length", "memory", "number", "offset")
+    __slots__ = ("is_sent", "length", "memory", "number", "offset")
 
     def __init__(self, number: int, offset: int, memory: memoryview) -> None:
         self.number: int = number
         self.offset: int = offset
         self.length: int = len(memory)
         self.memory: memoryview = memory
+        self.is_sent: bool = False
 
     def wipe(self) -> None:
         """Leave nothing in it: what was to be sent was not."""
@@ -146,6 +148,11 @@ class Arena:
         memory = memoryview(self._memory)[offset : offset + length]
         region = self._taken[self._last_number] = Region(self._last_number, offset, memory)
         return region
+
+    def has_sent(self, number: int) -> bool:
+        """Whether the other side has a region of that number."""
+        region = self._taken.get(number)
+        return region is not None and region.is_sent
 
     def give_back(self, number: int) -> None:
         """A region is free again.

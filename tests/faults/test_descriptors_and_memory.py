@@ -413,6 +413,18 @@ async def test_a_release_of_what_was_not_sent(release: list[Any]) -> None:
         await ended(raw, session, "which it did not have")
 
 
+async def test_a_region_released_before_it_was_sent() -> None:
+    """Its number can be guessed; what waits in it is neither overwritten nor lost."""
+    async with facing(ask=False) as (raw, session, _), asyncio.timeout(20):
+        task = asyncio.create_task(session.request("take", [numpy.ones(MIB, "u1")]))
+        assert await raw.receive() == [DESCRIPTORS, 0]  # which is not answered: nothing leaves
+        assert session.statistics().arena_used == MIB
+        await raw.send([RELEASE, 1, [1]])
+        await ended(raw, session, "gave back region 1 of segment 1, which it did not have")
+        assert isinstance(await failure(task), SessionClosed)
+        assert session.statistics().pending == 0
+
+
 async def test_a_region_released_twice() -> None:
     async with facing(ask=False) as (raw, session, _):
         await raw.send([DESCRIPTORS, 8])
