@@ -49,7 +49,8 @@ class Limits:
     :ivar shared_memory_above: buffers of at least this many bytes are sent through shared memory
         where that is possible; 0: none are. The default is where it becomes quicker (measured).
     :ivar arena: bytes of shared memory that a session sends through, at most. They are taken as
-        they are needed, and kept until it ends. What finds no room is sent in the stream.
+        they are needed, and kept until it ends. What finds no room is sent in the stream. What
+        the other side sends through more than this is copied, not mapped.
     :ivar max_sessions: sessions a server holds at once, those still in their handshake included.
     """
 

@@ -94,6 +94,7 @@ class Arrivals:
     """The attachments of what one session receives.
 
     :param max_descriptors: what the other side was told
+    :param max_mapped: bytes of an arena up to which it is mapped; what is in a larger one is copied
     :param shares: it was told that this side takes shared memory
     :param accept: has the transport take descriptors
     :param send: sends a message
@@ -112,6 +113,7 @@ class Arrivals:
         "_is_waking",
         "_loop",
         "_lost",
+        "_max_mapped",
         "_pages",
         "_segment",
         "_send",
@@ -127,12 +129,14 @@ class Arrivals:
         loop: asyncio.AbstractEventLoop,
         max_descriptors: int,
         *,
+        max_mapped: int,
         shares: bool,
         accept: Callable[[], None],
         send: Callable[[list[Any]], object],
     ) -> None:
         self._loop = loop
         self._window = WINDOW * max_descriptors
+        self._max_mapped = max_mapped
         self._shares = shares
         self._accept = accept
         self._accepted = False
@@ -142,7 +146,7 @@ class Arrivals:
         self._lost = False
         self._under_way = 0  # descriptors that came and were not credited
         self._due = 0  # of those, the ones that could be
-        self._image: shared_memory.ArenaImage | None = None
+        self._image: shared_memory.ArenaImage | shared_memory.ArenaReader | None = None
         self._segment = 0
         self._held: dict[int, Held] = {}
         self._pages = HeldPages()
@@ -253,10 +257,19 @@ class Arrivals:
             if self._image is not None:
                 raise RemoteProtocolError("the other side announced a second arena")
             try:
-                self._image = shared_memory.ArenaImage(memfd.fileno(), size)
-            except (OSError, ValueError) as error:
+                self._image = self._open_arena(memfd, size)
+            except ValueError as error:
                 raise RemoteProtocolError(f"the other side's arena: {error}") from error
         self._segment = segment
+
+    def _open_arena(
+        self, memfd: Fd, size: int
+    ) -> "shared_memory.ArenaImage | shared_memory.ArenaReader":
+        # Who looks into a hole of a mapping pays for the memory, so not more than this side uses.
+        if size <= self._max_mapped:
+            with contextlib.suppress(OSError):  # too much is open or mapped in this process
+                return shared_memory.ArenaImage(memfd.fileno(), size)
+        return shared_memory.ArenaReader(memfd, size)
 
     def close(self) -> None:
         """The session is over. Views that are left keep the memory that they show."""
@@ -275,7 +288,7 @@ class Arrivals:
             raise RemoteProtocolError("the other side sent shared memory, which was not agreed on")
         try:
             memory = shared_memory.received_memory(memfd.fileno(), size)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise RemoteProtocolError(f"the other side's shared memory: {error}") from error
         self.shared_received += size
         return memory

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -83,9 +84,10 @@ def pipes(count: int) -> list[int]:
     return fds
 
 
-def memfd(size: int = ARENA, seals: int = SEALS) -> int:
+def memfd(size: int = ARENA, seals: int = SEALS, content: bytes = b"") -> int:
     fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.truncate(fd, size)
+    os.posix_fallocate(fd, 0, size)
+    os.pwrite(fd, content, 0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
 
@@ -300,6 +302,32 @@ async def test_an_arena_that_is_none(made: tuple[int, int] | None, complaint: st
     async with facing() as (raw, session, _):
         await raw.announce(*(pipes(1) if made is None else [memfd(*made)]))
         await ended(raw, session, complaint)
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_shared_memory_that_cannot_be_mapped(own: bool) -> None:
+    """It is no fault of the sender's, nor a reason to end: the bytes are copied."""
+    async with facing() as (raw, session, taken), asyncio.timeout(20):
+        await raw.notify([], 0, [0])
+        await taken.reaches(1)
+        fd = memfd(content=b"x" * PAGE)
+        envelope = pack([NOTIFY, "take", [placeholder(0, "memoryview")]])
+        with no_more_files():
+            if own:
+                await raw.carry([BEGIN, 1, [len(envelope), [ARENA]]], fd, attached=envelope)
+            else:
+                await raw.announce(fd)
+            extra = [os.dup(0), os.dup(0)]  # one is left, for what comes
+            if not own:
+                begin = [BEGIN, 1, [len(envelope), [1, 1, 0, PAGE + 1]]]
+                await raw.send(begin, attached=envelope)
+            await taken.reaches(2)
+            for each in extra:
+                os.close(each)
+        assert "/memfd:test" not in Path("/proc/self/maps").read_text()
+        [view] = taken[1]
+        assert bytes(view) == (b"x" * PAGE).ljust(ARENA if own else PAGE + 1, b"\0")
+        assert not session.closed
 
 
 async def test_a_second_arena() -> None:

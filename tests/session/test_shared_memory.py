@@ -290,6 +290,23 @@ async def test_a_receiver_that_keeps_every_view() -> None:
         assert session.statistics().shared_bytes_sent == 5 * MIB
 
 
+async def test_an_arena_larger_than_that_of_the_receiver() -> None:
+    """It is not mapped there; everything arrives as ever, and comes back."""
+    peer = echoing(limits=Limits(arena=MIB))
+    async with joined(Peer(timeout=None), peer) as (session, other):
+        array = numpy.arange(MIB)
+        result = await session.request("echo", [array])
+        assert (result == array).all()
+        result[0] = 5
+        for kind in (bytes, bytearray, memoryview):
+            result = await session.request("echo", [kind(array.data)])
+            assert type(result) is kind
+            assert bytes(result) == array.tobytes()
+        del result
+        assert session.statistics().shared_bytes_sent > 2 * array.nbytes
+        await all_returned(session, other)
+
+
 async def test_a_cancelled_request_gives_its_regions_back() -> None:
     async with joined(Peer(timeout=None), echoing()) as (session, other):
         await session.request("echo", [numpy.zeros(MIB, numpy.uint8)])
