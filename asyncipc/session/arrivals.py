@@ -9,6 +9,7 @@ Layer 2, inside the session. Above: the router. Below: wire, transport.
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,8 @@ else:
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
 __all__ = ["Arrivals", "Unloaded"]
+
+logger: logging.Logger = logging.getLogger("asyncipc")
 
 # The window of descriptors, in multiples of `Limits.max_descriptors`: credit is given back when
 # half that number has gathered, so what is left of the window always suffices for one message.
@@ -350,9 +353,17 @@ class Arrivals:
         numbers: list[int] = []
         while self._gone:
             number = self._gone.pop()
-            held = self._held.pop(number)
-            self._pages.let_go(held.offset)
+            held = self._held[number]
             if held.written:
-                image.forget(held.offset, held.length)
+                try:
+                    image.forget(held.offset, held.length)
+                except OSError as error:
+                    # What comes there next would not be seen, so the sender does without it.
+                    reason = error.strerror
+                    logger.warning("a region of shared memory is lost to the session: %s", reason)
+                    continue
+            del self._held[number]
+            self._pages.let_go(held.offset)
             numbers.append(number)
-        self._send([RELEASE, self._segment, numbers])
+        if numbers:
+            self._send([RELEASE, self._segment, numbers])

@@ -7,6 +7,7 @@ Above: ``shared_memory``.
 Layer 1.
 """
 
+import mmap
 import sys
 from bisect import bisect_left, bisect_right
 from typing import Final
@@ -16,8 +17,8 @@ __all__ = ["HAS_SHARED_MEMORY", "PAGE", "HeldPages", "Regions", "whole_pages"]
 HAS_SHARED_MEMORY: Final = sys.platform == "linux"
 
 # Regions begin at a page and have whole ones: what the receiver writes to in its private mapping
-# becomes a copy page by page, and must not take a neighbour with it. (Larger pages are multiples.)
-PAGE: Final = 4096
+# becomes a copy page by page, and must not take a neighbour with it. Both sides are on one machine.
+PAGE: Final = max(4096, mmap.PAGESIZE)
 
 
 class Regions:

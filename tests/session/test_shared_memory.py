@@ -1,6 +1,7 @@
 """Buffers and arrays: what arrives does not depend on how it travels, and memory comes back."""
 
 import asyncio
+import errno
 import gc
 import os
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from asyncipc import (
     shared_array,
     shared_buffer,
 )
+from asyncipc.transport.shared_memory import ArenaImage
 from tests.child import python
 from tests.programs import run
 from tests.session.support import (
@@ -27,6 +29,7 @@ from tests.session.support import (
     Journal,
     failure,
     joined,
+    loop_errors,
     settled,
     talking,
     until,
@@ -218,6 +221,37 @@ async def test_what_a_receiver_wrote_is_not_there_in_the_next_message() -> None:
             assert await session.request("scribble", [array]) == value * MIB
             await all_returned(session)
         assert session.statistics().shared_bytes_sent == 5 * MIB
+
+
+async def test_a_region_that_cannot_be_forgotten_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel has no reason to refuse, so its answer is made up."""
+    peer = Peer()
+
+    @peer.on_request
+    def scribble(array: Any) -> int:
+        found = int(array.sum())
+        array[:] = 255
+        return found
+
+    def refuse(_image: ArenaImage, _offset: int, _length: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    async with joined(Peer(), peer) as (session, other):
+        with monkeypatch.context() as patch, loop_errors() as errors:
+            patch.setattr(ArenaImage, "forget", refuse)
+            for value in (1, 2):
+                array = numpy.full(MIB, value, numpy.uint8)
+                assert await session.request("scribble", [array]) == value * MIB
+                await settled(session, other)
+            assert session.statistics().arena_used == 2 * MIB
+        assert not errors
+        assert "a region of shared memory is lost" in caplog.text
+        for value in (3, 4):
+            array = numpy.full(MIB, value, numpy.uint8)
+            assert await session.request("scribble", [array]) == value * MIB
+            await until(lambda: session.statistics().arena_used == 2 * MIB, session, other)
 
 
 async def test_arrays_as_items() -> None:

@@ -1,10 +1,13 @@
 """The allocator of regions: checked against a model that knows every page."""
 
+import mmap
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncipc.transport.regions import PAGE, HeldPages, Regions
+from tests.programs import run
 
 PAGES = 20
 
@@ -41,6 +44,20 @@ def test_first_fit() -> None:
     assert regions.take(1) is None
     regions.give_back(0)
     assert regions.take(PAGE) == 0
+
+
+def test_pages_are_those_of_the_machine() -> None:
+    """There are machines with larger ones than this."""
+    code = """
+import mmap
+mmap.PAGESIZE = 65536
+from asyncipc.transport.regions import PAGE, Regions
+regions = Regions(4 * PAGE)
+assert [regions.take(1), regions.take(1)] == [0, 65536]
+"""
+    assert PAGE % mmap.PAGESIZE == 0
+    finished = run("-c", code)
+    assert (finished.stderr, finished.returncode) == ("", 0)
 
 
 def test_only_what_was_taken_is_given_back() -> None:
