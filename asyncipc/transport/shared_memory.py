@@ -18,6 +18,7 @@ import fcntl
 import functools
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -319,8 +320,9 @@ def memory_behind(buffer: Buffer) -> SharedMemory | None:
     if not isinstance(buffer, memoryview):
         return None
     owner: Any = buffer.obj
-    while (base := getattr(owner, "base", None)) is not None:  # arrays that are views of arrays
-        owner = base
+    array = getattr(sys.modules.get("numpy"), "ndarray", ())
+    while isinstance(owner, (memoryview, array)):  # views of views, of whatever kind
+        owner = owner.obj if isinstance(owner, memoryview) else owner.base
     if type(owner) is not SharedMemory or buffer.nbytes != len(owner):
         return None
     return owner

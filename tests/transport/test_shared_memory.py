@@ -207,6 +207,28 @@ def test_a_shared_array_is_an_array_of_zeros() -> None:
     assert shared_array((0, 5)).shape == (0, 5)
 
 
+def test_arrays_and_views_of_all_of_a_shared_buffer() -> None:
+    buffer = shared_buffer(800)
+    array = numpy.frombuffer(buffer, "<f8")
+    for each in (array, array.reshape(10, 10), view(array)[:], array.view("<i4")):
+        assert memory_behind(view(each).cast("B")) is buffer.obj
+    assert memory_behind(view(array[1:]).cast("B")) is None
+    assert memory_behind(view(array.copy())) is None
+
+
+class Strange(bytearray):
+    """Has a base that is no memory that it would be a view of."""
+
+    base: Any
+
+
+def test_only_arrays_are_asked_for_their_base() -> None:
+    strange = Strange(10)
+    for base in (shared_buffer(10).obj, strange):
+        strange.base = base
+        assert memory_behind(memoryview(strange)) is None
+
+
 def test_shared_memory_is_closed_when_its_last_view_is_gone() -> None:
     """The test of leftovers looks too."""
     gc.collect()
