@@ -34,6 +34,7 @@ from asyncipc.session.annotations import (
 )
 from asyncipc.session.context import Call
 from asyncipc.session.item_receiver import ItemReceiver
+from asyncipc.session.unclaimed import close_descriptors
 from asyncipc.wire.registry import is_message
 
 if TYPE_CHECKING:
@@ -132,17 +133,18 @@ class _Slot:
     def by_name(self) -> bool:
         return self.kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
-    def accept(self, value: Any, call: Call, name: str = "") -> Any:
+    def accept(self, value: Any, call: Call, name: str = "", params: Any = None) -> Any:
         """The value as the annotation asks for it.
 
         :param name: what to call the parameter in an error, where that isn't its own name
+        :param params: all of them, which nobody takes if it does not fit
         :raises InvalidParams: the value does not fit
         """
         classes = self.classes
         if classes is None or value.__class__ in classes:
             return value
         if self.takes_items:
-            return self._accept_items(value, call)
+            return self._accept_items(value, call, params)
         if is_message(value) and isinstance(value, classes):
             return value  # an object of a registered subclass
         try:
@@ -154,11 +156,13 @@ class _Slot:
             )
             if not is_plain(self.annotation):
                 text += f": {error}"
+            close_descriptors(params)
             raise InvalidParams(text) from None
 
-    def _accept_items(self, value: Any, call: Call) -> Any:
+    def _accept_items(self, value: Any, call: Call, params: Any) -> Any:
         """The stream of an upload, whose items are looked at as they are taken."""
         if value.__class__ is not ItemReceiver:
+            close_descriptors(params)
             raise InvalidParams(
                 f"{_method(call)}() parameter {self.name!r}: expected a stream of items, got "
                 f"{type(value).__qualname__} ({short_repr(value)})"
@@ -208,12 +212,17 @@ class _Binding:
 
         :raises InvalidParams: the params do not fit
         """
-        if params is None:
-            return self._bind((), {}, call)
-        if params.__class__ is list:
-            return self._bind(params, {}, call)
-        if params.__class__ is dict:
-            return self._bind((), params, call)
+        try:
+            if params is None:
+                return self._bind((), {}, call)
+            if params.__class__ is list:
+                return self._bind(params, {}, call)
+            if params.__class__ is dict:
+                return self._bind((), params, call)
+        except InvalidParams:
+            close_descriptors(params)  # the function, which would own them, does not get them
+            raise
+        close_descriptors(params)
         raise InvalidParams(
             f"{_method(call)}() params should be absent, an array or a map, "
             f"not {type(params).__qualname__} ({short_repr(params)})"
@@ -382,7 +391,7 @@ def _accept_and_call(slots: Sequence[_Slot], wire: Sequence[_Slot]) -> list[str]
             keyword = "elif"
         if slot.classes is not None:
             lines += [f"{keyword} {value}.__class__ not in classes{number}:"]
-            lines += [f"    {value} = accept{number}({value}, call)"]
+            lines += [f"    {value} = accept{number}({value}, call, '', params)"]
     sources = {slot.name: f"value{number}" for number, slot in enumerate(wire)}
     arguments = [
         ("" if slot.by_position else f"{slot.name}=") + sources.get(slot.name, "call")

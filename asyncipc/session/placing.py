@@ -7,6 +7,7 @@ notifications), and the regions of one arena.
 Layer 2, inside the session. Above: the outbox. Below: wire, transport.
 """
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,6 +104,8 @@ class Cargo:
     def add_descriptor(self, holder: HasFileno) -> None:
         """:raises EncodeError: there can be no copy of it"""
         try:
+            if isinstance(holder, io.IOBase):
+                holder.flush()  # what was written to it before stands in it when it arrives
             self.descriptors.append(os.dup(holder.fileno()))
         except (OSError, ValueError) as error:
             raise EncodeError(f"a file descriptor cannot be copied to be sent: {error}") from error

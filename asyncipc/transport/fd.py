@@ -128,8 +128,10 @@ class Fd:
     def __del__(self) -> None:
         # Without the attribute where `__init__` refused its argument.
         if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:  # this raises where warnings are errors
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
         return "<Fd closed>" if self._fd < 0 else f"<Fd {self._fd}>"

@@ -6,8 +6,11 @@ import gc
 import os
 import pickle
 import socket
+import sys
 import tempfile
+import warnings
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,15 +20,26 @@ from asyncipc import (
     EncodeError,
     Fd,
     FrameTooLarge,
+    InvalidParams,
     Limits,
     Peer,
     PeerDied,
     RemoteError,
     Session,
+    message,
     shared_buffer,
 )
 from asyncipc.wire.messages import DESCRIPTORS
 from tests.session.support import KIB, Journal, RawPeer, failure, joined, settled, talking, until
+
+
+@message
+@dataclass
+class Parcel:
+    """Descriptors in an object."""
+
+    one: Fd
+    others: list[Fd]
 
 
 def pipe_with(data: bytes) -> Fd:
@@ -110,6 +124,19 @@ def test_a_dropped_fd_is_closed_with_a_warning() -> None:
         os.fstat(number)
 
 
+def test_a_dropped_fd_is_closed_where_warnings_are_errors() -> None:
+    fd = pipe_with(b"x")
+    number = fd.fileno()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("error", ResourceWarning)
+        unraised: list[Any] = []
+        patch.setattr(sys, "unraisablehook", lambda what: unraised.append(what.exc_type))
+        del fd
+    assert unraised == [ResourceWarning]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
 @pytest.mark.parametrize(("fd", "error"), [("3", TypeError), (True, TypeError), (-1, ValueError)])
 def test_an_fd_is_a_number(fd: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="file descriptor"):
@@ -146,6 +173,22 @@ async def test_an_fd_is_given_away_and_other_objects_are_lent() -> None:
             assert texts == [b"in the pipe", b"on the socket", b"in the file"]
             assert fd.closed
             assert left.fileno() >= 0
+            assert not file.closed
+
+
+async def test_what_was_written_to_a_file_is_in_it_when_it_arrives() -> None:
+    """Not in a buffer of its object."""
+    peer = Peer()
+
+    @peer.on_request
+    def read(fd: Fd) -> bytes:
+        with fd:
+            return os.pread(fd.fileno(), 100, 0)
+
+    async with talking(peer) as session:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"written")
+            assert await session.request("read", [file]) == b"written"
             assert not file.closed
 
 
@@ -503,6 +546,39 @@ async def test_nothing_is_left_of_what_nobody_takes() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await until(lambda: session.statistics().late_replies, session, other)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "stars"])
+async def test_nothing_is_left_of_parameters_that_do_not_fit(kind: str) -> None:
+    """No ResourceWarning comes either: the function never had them."""
+    peer = Peer()
+
+    def plain(number: int, text: str = "") -> None:
+        raise AssertionError
+
+    async def waiting(number: int, text: str = "") -> None:
+        raise AssertionError
+
+    def stars(*numbers: int, **texts: str) -> None:
+        raise AssertionError
+
+    handlers: dict[str, Any] = {"plain": plain, "async": waiting, "stars": stars}
+    peer.on_request("take")(handlers[kind])
+    peer.on_notification("take")(plain)
+    async with joined(Peer(), peer) as (session, other):
+        for params in (
+            [pipe_with(b"x"), "text"],
+            [1, [{"a": (pipe_with(b"x"), {"b": [pipe_with(b"y")]})}]],
+            {"number": 1, "text": pipe_with(b"x")},
+            {"number": 1, "other": Parcel(pipe_with(b"x"), [pipe_with(b"y")])},
+        ):
+            error = await failure(session.request("take", params))
+            assert isinstance(error, InvalidParams)
+        await session.notify("take", [[pipe_with(b"x")]])
+        await settled(session, other)
+        del error
+        gc.collect()
+        assert other.statistics().descriptors_received == 7
 
 
 async def test_a_session_that_ends_leaves_nothing() -> None:
