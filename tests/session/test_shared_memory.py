@@ -125,7 +125,10 @@ async def test_arrays_of_any_dtype_and_shape(codec: str, over: str) -> None:
                 assert result.dtype == sent.dtype, name
                 assert result.shape == sent.shape, name
                 assert result.flags.writeable, name
-                assert result.tobytes() == sent.tobytes(), name
+                if sent.dtype.names is None:
+                    assert result.tobytes() == sent.tobytes(), name
+                else:  # what is between fields may be anything
+                    assert numpy.array_equal(result, sent), name
                 if not (sent.flags.f_contiguous and sent.size):
                     assert result.flags.c_contiguous, name
                 else:
