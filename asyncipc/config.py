@@ -44,11 +44,13 @@ class Limits:
     :ivar max_noise: bytes of noise between frames handed to ``on_noise`` in one piece.
     :ivar stderr_tail: bytes of a child's stderr kept for error messages.
     :ivar max_descriptors: file descriptors in one message. Of those of the other side twice as
-        many may be under way, or held for messages that are not complete.
+        many may be under way, or held for messages that are not complete; and about as many lie in
+        each stream that nobody reads.
     :ivar shared_memory_above: buffers of at least this many bytes are sent through shared memory
         where that is possible; 0: none are. The default is where it becomes quicker (measured).
     :ivar arena: bytes of shared memory that a session sends through, at most. They are taken as
-        they are needed, and kept until it ends. What finds no room is sent in the stream.
+        they are needed, and kept until it ends. What finds no room is sent in the stream. What
+        the other side sends through more than this is copied, not mapped.
     :ivar max_sessions: sessions a server holds at once, those still in their handshake included.
     """
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from asyncipc.errors import EncodeError
 from asyncipc.pool.context_variables import load_context
+from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.payload import (
     FunctionCache,
     dump,
@@ -125,6 +126,7 @@ class Jobs:
         """A call that waits is not to be begun."""
         if job in self._waiting:
             self._waiting.remove(job)
+            drop_descriptors(job.params)
 
     def _schedule(self) -> None:
         self._is_scheduled = True
@@ -207,9 +209,13 @@ class Jobs:
 
         :raises DecodeError: function or arguments cannot be unpickled here
         """
-        function = self._functions.load(pickled)
-        call.method = function_name(function)
-        context = load_context(call.metadata.pop("context", None))
+        try:
+            function = self._functions.load(pickled)
+            call.method = function_name(function)
+            context = load_context(call.metadata.pop("context", None))
+        except BaseException:
+            drop_descriptors(dumped)
+            raise
         return function, load_arguments(dumped, call.method), context
 
     async def _await(self, job: Job, work: Coroutine[Any, Any, Any], began: float) -> None:

@@ -21,6 +21,7 @@ from asyncipc.errors import (
     TaskTimeout,
     WorkerDied,
 )
+from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.jobs import RESULT, STREAM
 from asyncipc.pool.payload import dump
 from asyncipc.pool.roster import Seat, WorkerState
@@ -76,6 +77,7 @@ class Assignment:
         answer = answer or _NO_RESULT
         task = self._end(answer[1])
         if task is None:
+            drop_descriptors(answer)
             return
         task.seconds = answer[1]
         if answer[0] == RESULT:

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
+from asyncipc.pool.descriptors import has_descriptors
 from asyncipc.pool.payload import Failure, load_failure
 from asyncipc.pool.policy import ChunkSizer
 from asyncipc.pool.task import PoolTask
@@ -175,6 +176,8 @@ class _Chunks:
     def _give(self, chunk: Sequence[Any]) -> None:
         if chunk:
             task = self._submit(chunk)
+            if self._chunk_size is None and has_descriptors(task.work.params):
+                self._chunk_size = 1  # a message has few descriptors
             self._under_way[task] = len(chunk)
             task.add_done_callback(self._ended)
 

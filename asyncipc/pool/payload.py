@@ -1,14 +1,16 @@
 """Functions, arguments and outcomes on their way between the application and a worker: pickled.
 
 Protocol 5, with large buffers out of band: they travel as attachments, through shared memory where
-that is to be had, and what is unpickled uses them where they arrive. Only private socket pairs
-between processes of one application carry this; nothing that listens on an address ever unpickles.
+that is to be had, and what is unpickled uses them where they arrive. Descriptors travel likewise.
+Only private socket pairs between processes of one application carry this; nothing that listens on
+an address ever unpickles.
 
-Layer 4, inside the pool. Below: errors, wire.
+Layer 4, inside the pool. Below: descriptors, errors, transport, wire.
 """
 
 import functools
 import inspect
+import io
 import pickle
 import traceback
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any, Final, cast
 
 from asyncipc.errors import DecodeError, EncodeError, RemoteError, RequestCancelled
+from asyncipc.pool.descriptors import Carried, DescriptorPickler, DescriptorUnpickler
+from asyncipc.transport.fd import Fd
 from asyncipc.wire.attachments import Writable
 
 __all__ = [
@@ -49,7 +53,7 @@ Failure = list[Any]
 def dump(value: Any) -> list[Any]:
     """Pickle a value.
 
-    :returns: the pickle, and the buffers that belong to it
+    :returns: the pickle, the buffers and then the descriptors that belong to it
     """
     buffers: list[pickle.PickleBuffer] = []
 
@@ -60,10 +64,18 @@ def dump(value: Any) -> list[Any]:
         buffers.append(buffer)
         return False
 
-    data = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
-    if not buffers:
+    carried: list[Carried] = []
+    try:
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
+    except TypeError:  # as for what holds a descriptor, which few values do
+        buffers.clear()
+        file = io.BytesIO()
+        pickler = DescriptorPickler(file, PROTOCOL, buffer_callback=keep_in_band)
+        pickler.dump(value)
+        data, carried = file.getvalue(), pickler.carried()
+    if not (buffers or carried):
         return [data]
-    return [data, *(_as_it_should_arrive(buffer.raw()) for buffer in buffers)]
+    return [data, *(_as_it_should_arrive(buffer.raw()) for buffer in buffers), *carried]
 
 
 def _as_it_should_arrive(view: memoryview) -> memoryview | bytearray | Writable:
@@ -93,7 +105,17 @@ def load(dumped: list[Any]) -> Any:
     if len(dumped) == 1:
         return pickle.loads(dumped[0])  # noqa: S301 - see the module's docstring
     data, *buffers = dumped
-    return pickle.loads(data, buffers=buffers)  # noqa: S301 - see the module's docstring
+    descriptors = [each for each in buffers if type(each) is Fd]
+    if not descriptors:
+        return pickle.loads(data, buffers=buffers)  # noqa: S301 - see the module's docstring
+    unpickler = DescriptorUnpickler(
+        io.BytesIO(data), descriptors, buffers=buffers[: -len(descriptors)]
+    )
+    try:
+        return unpickler.load()
+    except BaseException:
+        unpickler.close()
+        raise
 
 
 def load_arguments(dumped: list[Any], name: str) -> Any:

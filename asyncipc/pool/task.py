@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from asyncipc.errors import DecodeError
+from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.payload import Failure, load, load_failure
 from asyncipc.pool.work import Work
 from asyncipc.session.calls import Calls
@@ -188,6 +189,7 @@ class PoolTask(Generic[Result]):
     def resolve(self, dumped: list[Any]) -> None:
         """Its result came."""
         if self._future.done():
+            drop_descriptors(dumped)
             self._is_over()
             return
         try:

@@ -9,6 +9,7 @@ Layer 2, inside the session. Above: the router. Below: wire, transport.
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from weakref import ref
 from asyncipc.errors import LocalProtocolError, RemoteProtocolError
 from asyncipc.lazy import LazyModule
 from asyncipc.transport.fd import Fd
+from asyncipc.transport.regions import HeldPages
 from asyncipc.wire.attachments import Attached
 from asyncipc.wire.messages import DESCRIPTORS, RELEASE, shown
 
@@ -27,6 +29,8 @@ else:
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
 __all__ = ["Arrivals", "Unloaded"]
+
+logger: logging.Logger = logging.getLogger("asyncipc")
 
 # The window of descriptors, in multiples of `Limits.max_descriptors`: credit is given back when
 # half that number has gathered, so what is left of the window always suffices for one message.
@@ -48,6 +52,11 @@ class Unloaded:
         self._descriptors: list[Fd] = []  # those that are attachments
         self.attached: dict[int, Attached] = {}
         self.size: int = 0
+
+    @property
+    def descriptors(self) -> int:
+        """How many came, those of shared memory included."""
+        return self._count
 
     def add_descriptors(self, count: int) -> list[int]:
         """Take descriptors that have come for this message."""
@@ -88,6 +97,7 @@ class Arrivals:
     """The attachments of what one session receives.
 
     :param max_descriptors: what the other side was told
+    :param max_mapped: bytes of an arena up to which it is mapped; what is in a larger one is copied
     :param shares: it was told that this side takes shared memory
     :param accept: has the transport take descriptors
     :param send: sends a message
@@ -106,6 +116,8 @@ class Arrivals:
         "_is_waking",
         "_loop",
         "_lost",
+        "_max_mapped",
+        "_pages",
         "_segment",
         "_send",
         "_shares",
@@ -120,12 +132,14 @@ class Arrivals:
         loop: asyncio.AbstractEventLoop,
         max_descriptors: int,
         *,
+        max_mapped: int,
         shares: bool,
         accept: Callable[[], None],
         send: Callable[[list[Any]], object],
     ) -> None:
         self._loop = loop
         self._window = WINDOW * max_descriptors
+        self._max_mapped = max_mapped
         self._shares = shares
         self._accept = accept
         self._accepted = False
@@ -135,9 +149,10 @@ class Arrivals:
         self._lost = False
         self._under_way = 0  # descriptors that came and were not credited
         self._due = 0  # of those, the ones that could be
-        self._image: shared_memory.ArenaImage | None = None
+        self._image: shared_memory.ArenaImage | shared_memory.ArenaReader | None = None
         self._segment = 0
         self._held: dict[int, Held] = {}
+        self._pages = HeldPages()
         self._gone: list[int] = []
         self._is_waking = False
         self.descriptors_received: int = 0
@@ -245,10 +260,19 @@ class Arrivals:
             if self._image is not None:
                 raise RemoteProtocolError("the other side announced a second arena")
             try:
-                self._image = shared_memory.ArenaImage(memfd.fileno(), size)
-            except (OSError, ValueError) as error:
+                self._image = self._open_arena(memfd, size)
+            except ValueError as error:
                 raise RemoteProtocolError(f"the other side's arena: {error}") from error
         self._segment = segment
+
+    def _open_arena(
+        self, memfd: Fd, size: int
+    ) -> "shared_memory.ArenaImage | shared_memory.ArenaReader":
+        # Who looks into a hole of a mapping pays for the memory, so not more than this side uses.
+        if size <= self._max_mapped:
+            with contextlib.suppress(OSError):  # too much is open or mapped in this process
+                return shared_memory.ArenaImage(memfd.fileno(), size)
+        return shared_memory.ArenaReader(memfd, size)
 
     def close(self) -> None:
         """The session is over. Views that are left keep the memory that they show."""
@@ -267,7 +291,7 @@ class Arrivals:
             raise RemoteProtocolError("the other side sent shared memory, which was not agreed on")
         try:
             memory = shared_memory.received_memory(memfd.fileno(), size)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise RemoteProtocolError(f"the other side's shared memory: {error}") from error
         self.shared_received += size
         return memory
@@ -291,6 +315,13 @@ class Arrivals:
             exporter = image.exporter(offset, length)
         except ValueError as error:
             raise RemoteProtocolError(f"the other side's region {number}: {error}") from error
+        other = self._pages.hold(number, offset, length)
+        if other is not None:
+            # What was written to those pages here would show in it.
+            raise RemoteProtocolError(
+                f"the other side's region {number}, {length} bytes at {offset}, shares pages with "
+                f"region {other}, which was not given back"
+            )
         memory = shared_memory.SharedBytes(exporter, length)
         self.shared_received += length
 
@@ -322,8 +353,17 @@ class Arrivals:
         numbers: list[int] = []
         while self._gone:
             number = self._gone.pop()
-            held = self._held.pop(number)
+            held = self._held[number]
             if held.written:
-                image.forget(held.offset, held.length)
+                try:
+                    image.forget(held.offset, held.length)
+                except OSError as error:
+                    # What comes there next would not be seen, so the sender does without it.
+                    reason = error.strerror
+                    logger.warning("a region of shared memory is lost to the session: %s", reason)
+                    continue
+            del self._held[number]
+            self._pages.let_go(held.offset)
             numbers.append(number)
-        self._send([RELEASE, self._segment, numbers])
+        if numbers:
+            self._send([RELEASE, self._segment, numbers])

@@ -24,6 +24,7 @@ from asyncipc.session.annotations import describe, resolve, short_repr
 from asyncipc.session.compiled import Invoke, compile_invoke
 from asyncipc.session.context import Call
 from asyncipc.session.parameter import HandlerParameter, method_text, parameter_names
+from asyncipc.session.unclaimed import close_descriptors
 
 __all__ = ["Invoke", "prepare"]
 
@@ -88,12 +89,17 @@ class _Binding:
 
         :raises InvalidParams: the params do not fit
         """
-        if params is None:
-            return self._bind((), {}, call)
-        if params.__class__ is list:
-            return self._bind(params, {}, call)
-        if params.__class__ is dict:
-            return self._bind((), params, call)
+        try:
+            if params is None:
+                return self._bind((), {}, call)
+            if params.__class__ is list:
+                return self._bind(params, {}, call)
+            if params.__class__ is dict:
+                return self._bind((), params, call)
+        except InvalidParams:
+            close_descriptors(params)  # the function, which would own them, does not get them
+            raise
+        close_descriptors(params)
         raise InvalidParams(
             f"{method_text(call)}() params should be absent, an array or a map, "
             f"not {type(params).__qualname__} ({short_repr(params)})"

@@ -105,7 +105,7 @@ def _accept_and_call(
             keyword = "elif"
         if slot.classes is not None:
             lines += [f"{keyword} {value}.__class__ not in classes{number}:"]
-            lines += [f"    {value} = accept{number}({value}, call)"]
+            lines += [f"    {value} = accept{number}({value}, call, '', params)"]
     sources = {slot.name: f"value{number}" for number, slot in enumerate(wire)}
     arguments = [
         ("" if slot.by_position else f"{slot.name}=") + sources.get(slot.name, "call")

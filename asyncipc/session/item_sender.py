@@ -22,7 +22,7 @@ from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import END, ITEMS
 
-__all__ = ["SMALLEST_COST", "CallOver", "ItemSender", "SendingSide"]
+__all__ = ["SMALLEST_COST", "CallOver", "ItemSender", "SendingSide", "descriptors_cost"]
 
 # A message of items costs at least this many bytes, so that credit bounds their number too.
 SMALLEST_COST: Final = 64
@@ -283,13 +283,27 @@ class ItemSender:
         if attachments or cost > outbox.inline_size:
             cost = outbox.check_size(data, attachments, [ITEMS, self._lane, values])
             # Nobody waits until it has left, so what its owner could change meanwhile is copied.
-            outbox.put_large([data, *attachments], self._lane, lasting=False)
+            transfer = outbox.put_large([data, *attachments], self._lane, lasting=False)
+            if transfer.descriptors and outbox.sideband is not None:
+                most = outbox.sideband.max_descriptors
+                cost = max(cost, descriptors_cost(transfer.descriptors, self._side.window, most))
         else:
             outbox.put(data, self._lane, NOTIFICATION_BATCH)
         cost = max(cost, SMALLEST_COST)
         self._credit -= cost
         self._costs.append(cost)
         self._side.items_sent += len(values)
+
+
+def descriptors_cost(count: int, window: int, most: int) -> int:
+    """What a message of items costs at least for the descriptors that go with it.
+
+    So a reader that stops holds about as many as one message may have, and not thousands.
+
+    :param window: bytes of items that may be under way
+    :param most: descriptors that one message may have
+    """
+    return count * window // max(1, most)
 
 
 def _is_lent(kind: type) -> bool:

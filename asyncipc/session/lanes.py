@@ -27,10 +27,11 @@ class Transfer:
     :ivar number: what it goes by on the wire; 0 until its first part leaves
     :ivar done: called when it has left or was dropped
     :ivar cargo: what goes beside it
+    :ivar descriptors: how many of that are file descriptors
     :ivar retracted: it was dropped, but its turn to leave its lane has not come
     """
 
-    __slots__ = ("cargo", "done", "lane", "number", "outgoing", "retracted")
+    __slots__ = ("cargo", "descriptors", "done", "lane", "number", "outgoing", "retracted")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Transfer:
         self.number: int = 0
         self.done: Callable[[], object] | None = done
         self.cargo: Cargo | None = cargo
+        self.descriptors: int = 0 if cargo is None else len(cargo.descriptors)
         self.retracted: bool = False
 
     def share_some(self, placing: Placing | None) -> tuple[int, list[int] | None]:

@@ -20,6 +20,7 @@ from asyncipc.session.annotations import (
 )
 from asyncipc.session.context import Call
 from asyncipc.session.item_receiver import ItemReceiver
+from asyncipc.session.unclaimed import close_descriptors
 from asyncipc.wire.registry import is_message
 
 if TYPE_CHECKING:
@@ -97,17 +98,18 @@ class HandlerParameter:
         """A map can give it."""
         return self.kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
-    def accept(self, value: Any, call: Call, name: str = "") -> Any:
+    def accept(self, value: Any, call: Call, name: str = "", params: Any = None) -> Any:
         """The value as the annotation asks for it.
 
         :param name: what to call the parameter in an error, where that isn't its own name
+        :param params: all of them, which nobody takes if it does not fit
         :raises InvalidParams: the value does not fit
         """
         classes = self.classes
         if classes is None or value.__class__ in classes:
             return value
         if self.takes_items:
-            return self._accept_items(value, call)
+            return self._accept_items(value, call, params)
         if is_message(value) and isinstance(value, classes):
             return value  # an object of a registered subclass
         try:
@@ -119,11 +121,13 @@ class HandlerParameter:
             )
             if not is_plain(self.annotation):
                 text += f": {error}"
+            close_descriptors(params)
             raise InvalidParams(text) from None
 
-    def _accept_items(self, value: Any, call: Call) -> Any:
+    def _accept_items(self, value: Any, call: Call, params: Any) -> Any:
         """The stream of an upload, whose items are looked at as they are taken."""
         if value.__class__ is not ItemReceiver:
+            close_descriptors(params)
             raise InvalidParams(
                 f"{method_text(call)}() parameter {self.name!r}: expected a stream of items, got "
                 f"{type(value).__qualname__} ({short_repr(value)})"

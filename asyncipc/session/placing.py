@@ -7,6 +7,7 @@ notifications), and the regions of one arena.
 Layer 2, inside the session. Above: the outbox. Below: wire, transport.
 """
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,14 +51,16 @@ SEGMENT: Final = 1
 class Cargo:
     """What goes beside one transfer, until all of the message has left or it was dropped.
 
+    :param room: for descriptors of shared memory, beside those that the message has anyway
     :ivar lengths: of the segments, as `begin` tells them
     :ivar descriptors: copies of those given, closed in the end
     """
 
-    __slots__ = ("_copies", "_placing", "descriptors", "lengths", "regions")
+    __slots__ = ("_copies", "_placing", "_room", "descriptors", "lengths", "regions")
 
-    def __init__(self, placing: "Placing") -> None:
+    def __init__(self, placing: "Placing", room: int) -> None:
         self._placing = placing
+        self._room = room
         self._copies: deque[tuple[memoryview, memoryview]] = deque()
         self.lengths: list[Any] = []
         self.descriptors: list[int] = []
@@ -93,16 +96,32 @@ class Cargo:
         """The first part leaves, and the descriptors with it."""
         self._placing.credit -= len(self.descriptors)
         self._placing.descriptors_sent += len(self.descriptors)
-        self._placing.shared_sent += sum(region.length for region in self.regions)
+        for region in self.regions:
+            region.is_sent = True
+            self._placing.shared_sent += region.length
         return self.descriptors
 
     def add_descriptor(self, holder: HasFileno) -> None:
         """:raises EncodeError: there can be no copy of it"""
         try:
+            if isinstance(holder, io.IOBase):
+                holder.flush()  # what was written to it before stands in it when it arrives
             self.descriptors.append(os.dup(holder.fileno()))
         except (OSError, ValueError) as error:
             raise EncodeError(f"a file descriptor cannot be copied to be sent: {error}") from error
         self.lengths.append(None)
+
+    def add_memory(self, memory: "shared_memory.SharedMemory", size: int) -> bool:
+        """All of some shared memory, by a descriptor; False if there cannot be one more."""
+        if self._room <= 0:
+            return False
+        try:
+            self.descriptors.append(os.dup(memory.fd))
+        except OSError:  # no descriptor is left
+            return False
+        self._room -= 1
+        self.lengths.append([size])
+        return True
 
     def add_region(self, region: "shared_memory.Region", source: Buffer) -> None:
         """The region is to hold what is in the source."""
@@ -203,7 +222,8 @@ class Placing:
         :returns: the segments of the transfer, and the rest, if there is one
         :raises EncodeError: a descriptor cannot be copied; nothing was taken then
         """
-        cargo = Cargo(self)
+        given = sum(1 for segment in segments if hasattr(segment, "fileno"))
+        cargo = Cargo(self, self._max_descriptors - given)
         stream: list[Buffer] = []
         if self._is_closed:
             return _nothing_sent(segments), None
@@ -245,6 +265,7 @@ class Placing:
         for piece in outgoing.next_part(region.length):
             region.memory[start : start + len(piece)] = piece
             start += len(piece)
+        region.is_sent = True
         self._carried[region.number] = region.length
         self.shared_sent += region.length
         return region.length, [SEGMENT, region.number, region.offset, region.length]
@@ -266,16 +287,14 @@ class Placing:
 
         :raises RemoteProtocolError: it has not got them
         """
+        arena = self._arena
         for number in regions:
-            try:
-                if segment != SEGMENT:
-                    raise KeyError(segment)
-                self.give_back(number)
-            except KeyError:
+            if segment != SEGMENT or arena is None or not arena.has_sent(number):
                 raise RemoteProtocolError(
                     f"the other side gave back region {number} of segment {segment}, "
                     "which it did not have"
-                ) from None
+                )
+            self.give_back(number)
 
     def drop(self, region: "shared_memory.Region") -> None:
         """What a region holds was not sent, and shall not be seen."""
@@ -301,12 +320,7 @@ class Placing:
             return False
         size = memoryview(buffer).nbytes
         memory = shared_memory.memory_behind(buffer)
-        if memory is not None and len(cargo.descriptors) < self._max_descriptors:
-            try:
-                cargo.descriptors.append(os.dup(memory.fd))
-            except OSError:  # no descriptor is left
-                return False
-            cargo.lengths.append([size])
+        if memory is not None and cargo.add_memory(memory, size):
             self.shared_sent += size
             return True
         region = self._region_for(buffer, size) if len(cargo.regions) < MAX_REGIONS else None

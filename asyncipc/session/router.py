@@ -13,6 +13,7 @@ from asyncipc.errors import DecodeError, ProtocolError, RemoteProtocolError
 from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
+from asyncipc.session.item_sender import descriptors_cost
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
 from asyncipc.session.pings import Pings
 from asyncipc.session.sideband import Sideband
@@ -158,7 +159,7 @@ class Router:
         try:
             decoded = self._decode_segments(segments)
             dropped = self._count_dropped()
-            self._route(decoded, size, beside.close_descriptors)
+            self._route(decoded, size, beside)
             taken = self._count_dropped() == dropped and not isinstance(decoded, BrokenMessage)
         finally:
             beside.finish(dropped=not taken)
@@ -172,10 +173,10 @@ class Router:
             + self.ignored
         )
 
-    def _route(self, decoded: list[Any], size: int, drop: Callable[[], None] | None = None) -> None:
+    def _route(self, decoded: list[Any], size: int, beside: Beside | None = None) -> None:
         """Hand over one message, or each of a batch; the three commonest kinds first.
 
-        :param drop: closes the descriptors that came with it
+        :param beside: what came with it, but not in the stream
         """
         incoming = self._incoming_notifications
         before = incoming.received
@@ -191,7 +192,10 @@ class Router:
             elif kind == ITEMS:
                 check_fields(message)
                 alone = batch is not decoded
-                self._streams.receive(message, size, drop if alone else None, alone=alone)
+                if beside is None:
+                    self._streams.receive(message, size, None, alone=alone)
+                else:
+                    self._receive_items_beside(message, size, beside, alone=alone)
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:
@@ -203,6 +207,18 @@ class Router:
                     self._receive_unknown(message)
         if incoming.received != before:
             incoming.settle(size)
+
+    def _receive_items_beside(
+        self, message: list[Any], size: int, beside: Beside, *, alone: bool
+    ) -> None:
+        """Items with descriptors or in shared memory came."""
+        if not alone or self._sideband is None:
+            raise RemoteProtocolError(
+                "the other side sent a batch as a transfer, with what does not come in the stream"
+            )
+        most = self._sideband.limits.max_descriptors
+        size = max(size, descriptors_cost(beside.descriptors, self._streams.granted, most))
+        self._streams.receive(message, size, beside.close_descriptors, alone=True)
 
     def _receive_fault(self, message: list[Any]) -> None:
         self._calls.failed(message)

@@ -14,6 +14,7 @@ from asyncipc.config import Limits
 from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.placing import Placing
 from asyncipc.transport.base import DescriptorCarrier
+from asyncipc.transport.regions import whole_pages
 
 __all__ = ["Messenger", "Sideband"]
 
@@ -35,8 +36,8 @@ class Messenger(Protocol):
 class Sideband:
     """What the two sides have agreed to carry beside the stream.
 
-    :param limits: of this side
-    :param max_descriptors: of the other side
+    :ivar limits: of this side
+    :ivar max_descriptors: of the other side, for one message
     :param shares: shared memory, and not only descriptors
     :ivar placing: the outgoing half, if it was used
     :ivar arrivals: the incoming half, if it was used
@@ -44,13 +45,13 @@ class Sideband:
 
     __slots__ = (
         "_is_closed",
-        "_limits",
         "_loop",
-        "_max_descriptors",
         "_messenger",
         "_shares",
         "_transport",
         "arrivals",
+        "limits",
+        "max_descriptors",
         "placing",
     )
 
@@ -67,8 +68,8 @@ class Sideband:
         self._loop = loop
         self._transport = transport
         self._messenger = messenger
-        self._limits = limits
-        self._max_descriptors = max_descriptors
+        self.limits: Limits = limits
+        self.max_descriptors: int = max_descriptors
         self._shares = shares
         self._is_closed = False
         self.placing: Placing | None = None
@@ -78,8 +79,8 @@ class Sideband:
         """The outgoing half."""
         if self.placing is None:
             self.placing = Placing(
-                self._limits,
-                self._max_descriptors,
+                self.limits,
+                self.max_descriptors,
                 shares=self._shares,
                 send=self._messenger.send,
                 announce=self._messenger.announce,
@@ -93,7 +94,8 @@ class Sideband:
         if self.arrivals is None:
             self.arrivals = Arrivals(
                 self._loop,
-                self._limits.max_descriptors,
+                self.limits.max_descriptors,
+                max_mapped=whole_pages(self.limits.arena),
                 shares=self._shares,
                 accept=self._transport.accept_descriptors,
                 send=self._messenger.send,

@@ -9,7 +9,7 @@ import os
 import socket
 import warnings
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 __all__ = ["Fd"]
 
@@ -20,6 +20,9 @@ class Fd:
     What arrives in place of a descriptor is one of these, whatever was sent. It can be sent too:
     **sending an `Fd` gives it away**, it is closed here as soon as the message was handed over.
     (A socket or a file object that is sent stays open, and its owner's.)
+
+    It can be neither copied nor pickled, since its number means nothing elsewhere. The calls of a
+    pool carry it all the same.
 
     Use it as a context manager, or take the descriptor over with `detach`, `as_socket` or
     `as_file`. One that is dropped while it is open is closed, with a `ResourceWarning`.
@@ -98,6 +101,19 @@ class Fd:
         if fd >= 0:
             os.close(fd)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        # By its number it would be another file there, or a second owner here.
+        raise TypeError(
+            "an Fd is neither pickled nor copied: dup() makes a second one, and another process "
+            "gets it as a value in a message of a session, or in the arguments of a pool's call"
+        )
+
+    def __copy__(self) -> NoReturn:
+        self.__reduce_ex__(0)
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__reduce_ex__(0)
+
     def __enter__(self) -> Self:
         return self
 
@@ -112,8 +128,10 @@ class Fd:
     def __del__(self) -> None:
         # Without the attribute where `__init__` refused its argument.
         if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:  # this raises where warnings are errors
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
         return "<Fd closed>" if self._fd < 0 else f"<Fd {self._fd}>"

@@ -1,18 +1,21 @@
-"""Who has which part of a piece of memory: a first-fit allocator. Pure: it touches no memory.
+"""Who has which part of a piece of memory: a first-fit allocator, and what its user checks.
+
+Pure: it touches no memory.
 
 Above: ``shared_memory``.
 
 Layer 1.
 """
 
-from bisect import bisect_right
+import mmap
+from bisect import bisect_left, bisect_right
 from typing import Final
 
-__all__ = ["PAGE", "Regions", "whole_pages"]
+__all__ = ["PAGE", "HeldPages", "Regions", "whole_pages"]
 
 # Regions begin at a page and have whole ones: what the receiver writes to in its private mapping
-# becomes a copy page by page, and must not take a neighbour with it. (Larger pages are multiples.)
-PAGE: Final = 4096
+# becomes a copy page by page, and must not take a neighbour with it. Both sides are on one machine.
+PAGE: Final = max(4096, mmap.PAGESIZE)
 
 
 class Regions:
@@ -60,6 +63,29 @@ class Regions:
             offset, before = self._free.pop(position)
             length += before
         self._free.insert(position, (offset, length))
+
+
+class HeldPages:
+    """The pages of the other side's memory that somebody here looks at, by region."""
+
+    __slots__ = ("_ranges",)
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int, int]] = []  # first byte, end, region; by first byte
+
+    def hold(self, number: int, offset: int, length: int) -> int | None:
+        """Note a region, unless it shares a page with one that is held: the number of that."""
+        end = offset + whole_pages(length)
+        position = bisect_left(self._ranges, (offset, 0, 0))
+        for start, stop, other in self._ranges[max(0, position - 1) : position + 1]:
+            if start < end and offset < stop:
+                return other
+        self._ranges.insert(position, (offset, end, number))
+        return None
+
+    def let_go(self, offset: int) -> None:
+        """Nobody looks any longer at the region that begins there."""
+        del self._ranges[bisect_left(self._ranges, (offset, 0, 0))]
 
 
 def whole_pages(length: int) -> int:

@@ -12,16 +12,19 @@ privately: what it writes becomes a copy of its own, page by page.
 Layer 1.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncipc.lazy import LazyModule
 from asyncipc.transport.base import HAS_SHARED_MEMORY, Buffer
+from asyncipc.transport.fd import Fd
 from asyncipc.transport.regions import PAGE, Regions, whole_pages
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ else:
 __all__ = [
     "Arena",
     "ArenaImage",
+    "ArenaReader",
     "Region",
     "SharedMemory",
     "memory_behind",
@@ -44,6 +48,9 @@ __all__ = [
 SEAL_SHRINK: Final = 2
 SEAL_GROW: Final = 4
 SEAL_FUTURE_WRITE: Final = 16
+# What `stat` counts in.
+BLOCK: Final = 512
+
 SEALS: Final = SEAL_SHRINK | SEAL_GROW | SEAL_FUTURE_WRITE
 
 
@@ -84,15 +91,17 @@ class Region:
     """A part of an arena, taken for one attachment.
 
     :ivar number: what it goes by on the wire
+    :ivar is_sent: the other side has been told of it
     """
 
-    __slots__ = ("length", "memory", "number", "offset")
+    __slots__ = ("is_sent", "length", "memory", "number", "offset")
 
     def __init__(self, number: int, offset: int, memory: memoryview) -> None:
         self.number: int = number
         self.offset: int = offset
         self.length: int = len(memory)
         self.memory: memoryview = memory
+        self.is_sent: bool = False
 
     def wipe(self) -> None:
         """Leave nothing in it: what was to be sent was not."""
@@ -147,6 +156,11 @@ class Arena:
         region = self._taken[self._last_number] = Region(self._last_number, offset, memory)
         return region
 
+    def has_sent(self, number: int) -> bool:
+        """Whether the other side has a region of that number."""
+        region = self._taken.get(number)
+        return region is not None and region.is_sent
+
     def give_back(self, number: int) -> None:
         """A region is free again.
 
@@ -186,7 +200,7 @@ class SharedBytes:
 
 
 class ArenaImage:
-    """The arena of the other side, mapped once.
+    """The arena of the other side, mapped once (see also `ArenaReader`).
 
     :param fd: the memfd; the caller keeps it
     :param size: what the other side says that it has
@@ -197,6 +211,7 @@ class ArenaImage:
     __slots__ = ("_mapping", "size")
 
     def __init__(self, fd: int, size: int) -> None:
+        _check_received(fd, size)
         self._mapping = _map_received(fd, size)
         self.size: int = size
 
@@ -205,10 +220,7 @@ class ArenaImage:
 
         :raises ValueError: they do not all lie in the arena, or do not begin with a page
         """
-        if offset % PAGE or not 0 < length <= self.size - offset:
-            raise ValueError(
-                f"{length} bytes at {offset} are no region of an arena of {self.size} bytes"
-            )
+        _check_region(self.size, offset, length)
         pages = min(whole_pages(length), self.size - offset)
         return _exporter_class(pages).from_buffer(self._mapping, offset)
 
@@ -216,6 +228,34 @@ class ArenaImage:
         """Drop the copies of what was written in a region: the sender will use it again."""
         pages = min(whole_pages(length), self.size - offset)
         self._mapping.madvise(mmap.MADV_DONTNEED, offset, pages)
+
+
+class ArenaReader:
+    """The arena of the other side where it is not mapped: its regions are copied.
+
+    :param memfd: the memfd, taken over
+    :param size: what the other side says that it has
+    :raises ValueError: it is no sealed memfd of that size
+    """
+
+    __slots__ = ("_fd", "size")
+
+    def __init__(self, memfd: Fd, size: int) -> None:
+        _check_received(memfd.fileno(), size)
+        self._fd = memfd.detach()
+        self.size: int = size
+
+    def exporter(self, offset: int, length: int) -> Any:
+        """See `ArenaImage.exporter`."""
+        _check_region(self.size, offset, length)
+        return _exporter_class(length).from_buffer(_read(self._fd, offset, length))
+
+    def forget(self, offset: int, length: int) -> None:
+        """What was written in a region was written to its copy."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
 
 
 # Making one takes longer than using it, and regions mostly come in few sizes.
@@ -227,24 +267,52 @@ def _exporter_class(size: int) -> type[ctypes.Array[ctypes.c_char]]:
 def received_memory(fd: int, size: int) -> SharedBytes:
     """What `shared_buffer` made on the other side; the caller keeps the descriptor.
 
+    It is copied where it cannot be mapped, since too much is open or mapped here; and where it has
+    holes, since who looks into one in a mapping pays for the memory.
+
     :raises ValueError: it is no sealed memfd of that size
-    :raises OSError: it cannot be mapped
     """
-    return SharedBytes(_map_received(fd, size), size)
+    if _check_received(fd, size) >= size:
+        with contextlib.suppress(OSError):
+            return SharedBytes(_map_received(fd, size), size)
+    return SharedBytes(_read(fd, 0, size), size)
 
 
-def _map_received(fd: int, size: int) -> mmap.mmap:
+def _check_region(size: int, offset: int, length: int) -> None:
+    if offset % PAGE or not 0 < length <= size - offset:
+        raise ValueError(f"{length} bytes at {offset} are no region of an arena of {size} bytes")
+
+
+def _check_received(fd: int, size: int) -> int:
+    """How many bytes of a memfd the kernel has given memory to.
+
+    :raises ValueError: it is no sealed memfd of that size
+    """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         raise ValueError("what should be shared memory is no memfd") from None
     if seals & SEALS != SEALS:
         raise ValueError(f"the memfd has the seals {seals:#x}; expected at least {SEALS:#x}")
-    actual = os.fstat(fd).st_size
-    if actual != size:
-        raise ValueError(f"the memfd has {actual} bytes instead of {size}")
+    status = os.fstat(fd)
+    if status.st_size != size:
+        raise ValueError(f"the memfd has {status.st_size} bytes instead of {size}")
+    return status.st_blocks * BLOCK
+
+
+def _map_received(fd: int, size: int) -> mmap.mmap:
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=protection)
+
+
+def _read(fd: int, offset: int, length: int) -> bytearray:
+    """A copy of some bytes of a memfd, whose size does not change."""
+    memory = bytearray(length)
+    done = 0
+    with memoryview(memory) as view:
+        while done < length:
+            done += os.preadv(fd, [view[done:]], offset + done)
+    return memory
 
 
 def memory_behind(buffer: Buffer) -> SharedMemory | None:
@@ -252,8 +320,9 @@ def memory_behind(buffer: Buffer) -> SharedMemory | None:
     if not isinstance(buffer, memoryview):
         return None
     owner: Any = buffer.obj
-    while (base := getattr(owner, "base", None)) is not None:  # arrays that are views of arrays
-        owner = base
+    array = getattr(sys.modules.get("numpy"), "ndarray", ())
+    while isinstance(owner, (memoryview, array)):  # views of views, of whatever kind
+        owner = owner.obj if isinstance(owner, memoryview) else owner.base
     if type(owner) is not SharedMemory or buffer.nbytes != len(owner):
         return None
     return owner

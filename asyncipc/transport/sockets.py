@@ -5,7 +5,9 @@ sockets. Below: ``polled``.
 """
 
 import array
+import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -28,6 +30,10 @@ _KEEPALIVE_COUNT: Final = 6
 _MAX_DESCRIPTORS: Final = 253
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
+# Seconds until another attempt where too many are under way for this user, in all sockets of all
+# its processes (RLIMIT_NOFILE bounds that too). Nothing tells when they are fewer.
+_RETRY_DELAY: Final = 0.02
+
 # A descriptor that comes must not get into a child that is being started: at once where possible.
 _CLOSE_ON_EXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 
@@ -44,13 +50,21 @@ class SocketTransport(PolledTransport):
     :param description: for messages to people
     """
 
-    __slots__ = ("_outgoing", "_process", "_sock", "can_carry_descriptors", "drops_on_close")
+    __slots__ = (
+        "_outgoing",
+        "_process",
+        "_retry",
+        "_sock",
+        "can_carry_descriptors",
+        "drops_on_close",
+    )
 
     def __init__(self, sock: socket.socket, *, description: str) -> None:
         sock.setblocking(False)
         tune(sock)
         self._sock = sock
         self._process = os.getpid()
+        self._retry: asyncio.TimerHandle | None = None
         self.drops_on_close: bool = is_tcp(sock)
         self.can_carry_descriptors: bool = sock.family == socket.AF_UNIX
         super().__init__(
@@ -76,9 +90,31 @@ class SocketTransport(PolledTransport):
     def _send_descriptors(self, buffers: Sequence[Buffer]) -> int:
         """Takes the place of ``sendmsg`` until a first byte has left, and they with it."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, self._outgoing)
-        sent = self._sock.sendmsg(buffers, (rights,))
+        try:
+            sent = self._sock.sendmsg(buffers, (rights,))
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            self._try_later()
+            raise BlockingIOError from error
         self._send_many = self._sock.sendmsg
         return sent
+
+    def _try_later(self) -> None:
+        """Go on with what is unsent in a moment, though the socket may be ready for it now."""
+        super()._poll_output(False)
+        self._retry = self._loop.call_later(_RETRY_DELAY, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        super()._poll_output(True)
+
+    def _poll_output(self, poll: bool) -> None:
+        if self._retry is None:
+            super()._poll_output(poll)
+        elif not poll:
+            self._retry.cancel()
+            self._retry = None
 
     def _receive(self, buffer: memoryview) -> int:
         """Takes the place of ``recv_into`` where descriptors may come.

@@ -33,20 +33,31 @@ def describe_array(array: Any) -> tuple[list[Any], memoryview]:
 
     The dtype is described as in the header of an ``.npy`` file: text, or an array of fields.
 
-    :raises ValueError: it holds Python objects, or is of a dtype that has no such description
+    :raises ValueError: it holds Python objects or items of no bytes, or is of a dtype that has no
+        such description
     """
     descr = _description(array.dtype)
+    _check_item_size(array.dtype, array.size)
     order = "C"
     if not array.flags.c_contiguous:
         if array.flags.f_contiguous:
             order = "F"
         else:
-            array = array.copy(order="C")
+            array = _copied(array)
     head = [descr, list(array.shape), order]
     if not array.nbytes:
         return head, memoryview(b"")
     flat = (array.T if order == "F" else array).reshape(-1)
     return head, memoryview(flat.view(numpy.uint8))
+
+
+def _copied(array: Any) -> Any:
+    if array.dtype.names is None:
+        return array.copy(order="C")
+    # Fields are copied one by one: what is between them would be whatever was in that memory.
+    copy = numpy.zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def make_array(payload: Any, data: Any) -> Any:
@@ -62,11 +73,17 @@ def make_array(payload: Any, data: Any) -> Any:
     if order not in ("C", "F"):
         raise ValueError(f"the order of an array is 'C' or 'F', not {order!r:.60}")
     dtype = _named_dtype(descr) if type(descr) is str else _make_dtype(descr)
-    if math.prod(shape) * dtype.itemsize != len(data):
+    count = math.prod(shape)
+    _check_item_size(dtype, count)
+    if count * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array of {dtype} with the shape {shape}")
-    if not len(data):
-        return numpy.empty(shape, dtype, order)
-    return numpy.ndarray(shape, dtype, data, order=order)
+    return numpy.ndarray(shape, dtype, data if len(data) else bytearray(), order=order)
+
+
+def _check_item_size(dtype: Any, count: int) -> None:
+    """Items of no bytes ("S0") could be any number, and numpy makes of them what they were not."""
+    if count and not dtype.itemsize:
+        raise ValueError(f"an array of {dtype} with {count} items: they have no bytes")
 
 
 # They take ten times as long as the rest; programs have few dtypes.
@@ -84,6 +101,8 @@ def _make_dtype(descr: Any) -> Any:
     dtype = numpy_format.descr_to_dtype(_as_tuples(descr))
     if dtype.hasobject:
         raise ValueError("an array of Python objects")
+    if dtype.subdtype is not None:  # its dimensions would become the array's
+        raise ValueError(f"an array of {dtype}, which is an array itself")
     return dtype
 
 

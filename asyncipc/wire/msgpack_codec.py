@@ -186,14 +186,10 @@ class MessagePack:
 
     def _decode_carefully(self, envelope: Buffer, attachments: Sequence[Attached]) -> list[Any]:
         """Unpack, leaving extension values as they are, and then revive one message at a time."""
+        raw_map = msgpack_values.raw_map  # importing which may fail, and is not the sender's doing
         try:
             check_lengths(envelope)
-            raw = _unpack(
-                envelope,
-                strict_map_key=False,
-                object_pairs_hook=msgpack_values.raw_map,
-                timestamp=0,
-            )
+            raw = _unpack(envelope, strict_map_key=False, object_pairs_hook=raw_map, timestamp=0)
         except Exception as error:
             raise DecodeError(f"no MessagePack: {describe(error)}") from error
         revive = functools.partial(msgpack_values.revive_all, self._reviver(attachments))

@@ -89,6 +89,11 @@ class Beside(Protocol):
         """In bytes, of them all."""
         ...
 
+    @property
+    def descriptors(self) -> int:
+        """How many file descriptors came with the message."""
+        ...
+
     def finish(self, *, dropped: bool) -> None:
         """The message is complete, or will never be."""
         ...

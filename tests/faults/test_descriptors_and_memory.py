@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -21,6 +22,7 @@ from asyncipc.wire.messages import (
     BEGIN,
     DESCRIPTORS,
     GOODBYE,
+    ITEMS,
     MEMORY,
     NOTIFY,
     PART,
@@ -82,9 +84,10 @@ def pipes(count: int) -> list[int]:
     return fds
 
 
-def memfd(size: int = ARENA, seals: int = SEALS) -> int:
+def memfd(size: int = ARENA, seals: int = SEALS, content: bytes = b"") -> int:
     fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.truncate(fd, size)
+    os.posix_fallocate(fd, 0, size)
+    os.pwrite(fd, content, 0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
 
@@ -170,6 +173,45 @@ async def test_descriptors_beyond_the_credit() -> None:
             begin = [BEGIN, number + 1, [len(envelope), *[None] * 3]]
             await raw.carry(begin, *pipes(3), attached=envelope[:1])
         await ended(raw, session, "9 file descriptors under way, more than 8")
+
+
+@pytest.mark.parametrize("in_shared_memory", [False, True])
+async def test_items_with_descriptors_beyond_the_credit(in_shared_memory: bool) -> None:
+    """Nobody reads them: they are held as long as they are few."""
+    peer, started = Peer(limits=Limits(max_descriptors=4)), Journal()
+
+    @peer.on_request
+    async def store(items: AsyncIterator[Any]) -> None:
+        started.append(items)
+        await asyncio.Event().wait()
+
+    async with facing(peer, ask=False) as (raw, session, _), asyncio.timeout(20):
+        await raw.send([DESCRIPTORS, 0], [REQUEST, 2, "store", [None], None, {"items": 0}])
+        assert await raw.receive() == [DESCRIPTORS, 8]
+        await started.reaches(1)
+        for number in range(1, 6):  # more than 4; credit for each was given back
+            kind = "memoryview" if in_shared_memory else "descriptor"
+            envelope = pack([ITEMS, 2, [placeholder(0, kind)]])
+            begin = [BEGIN, number, [len(envelope), [PAGE] if in_shared_memory else None]]
+            (fd,) = [memfd(PAGE)] if in_shared_memory else pipes(1)
+            await raw.carry(begin, fd, attached=envelope)
+        await ended(raw, session, "sent items while at least 262144 bytes of them were under way")
+        assert session.statistics().descriptors_received == 5
+
+
+async def test_a_batch_with_descriptors() -> None:
+    peer = Peer(limits=Limits(max_descriptors=4))
+
+    @peer.on_request
+    async def store(items: AsyncIterator[Any]) -> None:
+        await asyncio.Event().wait()
+
+    async with facing(peer, ask=False) as (raw, session, _), asyncio.timeout(20):
+        await raw.send([DESCRIPTORS, 0], [REQUEST, 2, "store", [None], None, {"items": 0}])
+        assert await raw.receive() == [DESCRIPTORS, 8]
+        envelope = pack([[ITEMS, 2, [placeholder(0)]], [ITEMS, 2, [1]]])
+        await raw.carry([BEGIN, 1, [len(envelope), None]], *pipes(1), attached=envelope)
+        await ended(raw, session, "sent a batch as a transfer")
 
 
 async def test_descriptors_of_what_is_dropped_are_closed_and_credited() -> None:
@@ -262,6 +304,32 @@ async def test_an_arena_that_is_none(made: tuple[int, int] | None, complaint: st
         await ended(raw, session, complaint)
 
 
+@pytest.mark.parametrize("own", [False, True])
+async def test_shared_memory_that_cannot_be_mapped(own: bool) -> None:
+    """It is no fault of the sender's, nor a reason to end: the bytes are copied."""
+    async with facing() as (raw, session, taken), asyncio.timeout(20):
+        await raw.notify([], 0, [0])
+        await taken.reaches(1)
+        fd = memfd(content=b"x" * PAGE)
+        envelope = pack([NOTIFY, "take", [placeholder(0, "memoryview")]])
+        with no_more_files():
+            if own:
+                await raw.carry([BEGIN, 1, [len(envelope), [ARENA]]], fd, attached=envelope)
+            else:
+                await raw.announce(fd)
+            extra = [os.dup(0), os.dup(0)]  # one is left, for what comes
+            if not own:
+                begin = [BEGIN, 1, [len(envelope), [1, 1, 0, PAGE + 1]]]
+                await raw.send(begin, attached=envelope)
+            await taken.reaches(2)
+            for each in extra:
+                os.close(each)
+        assert "/memfd:test" not in Path("/proc/self/maps").read_text()
+        [view] = taken[1]
+        assert bytes(view) == (b"x" * PAGE).ljust(ARENA if own else PAGE + 1, b"\0")
+        assert not session.closed
+
+
 async def test_a_second_arena() -> None:
     async with facing() as (raw, session, _):
         await raw.announce(memfd())
@@ -309,6 +377,44 @@ async def test_a_region_that_is_still_held() -> None:
         assert len(taken) == 1
 
 
+@pytest.mark.parametrize(("page", "pages"), [(2, 1), (2, 2), (3, 1), (1, 2), (1, 4), (0, 9)])
+@pytest.mark.parametrize("where", ["begin", "part"])
+async def test_a_region_that_overlaps_one_that_is_held(page: int, pages: int, where: str) -> None:
+    """What the receiver wrote to a region of its own is never seen in another."""
+    async with facing() as (raw, session, taken):
+        await raw.announce(memfd())
+        array = msgpack.ExtType(82, pack(["|u1", [PAGE + 1], "C", placeholder(0, "array")]))
+        await raw.notify([[1, 1, 2 * PAGE, PAGE + 1]], 0, [array])
+        await taken.reaches(1)
+        taken[0][0][:] = 1
+        region = [1, 2, page * PAGE, pages * PAGE]
+        envelope = pack([NOTIFY, "take", [placeholder(0, "bytes")]])
+        if where == "begin":
+            await raw.send([BEGIN, 2, [len(envelope), region]], attached=envelope)
+        else:
+            await raw.send([BEGIN, 2, [len(envelope), MIB]], attached=envelope)
+            await raw.send([PART, 2, region])
+        await ended(raw, session, "shares pages with region 1, which was not given back")
+        assert len(taken) == 1
+
+
+async def test_regions_beside_each_other_and_again_after_their_return() -> None:
+    async with facing() as (raw, _, taken):
+        await raw.announce(memfd())
+        for number, page in enumerate((4, 2, 3, 0, 5), 1):
+            region = [1, number, page * PAGE, PAGE]
+            await raw.notify([region], 0, [placeholder(0, "memoryview")], number)
+        await taken.reaches(5)
+        taken.clear()
+        gc.collect()
+        back: list[int] = []
+        while len(back) < 5:
+            message = await raw.receive()
+            back += message[2] if message[0] == RELEASE else []
+        await raw.notify([[1, 1, 0, ARENA]], 0, [placeholder(0, "memoryview")], 6)
+        await taken.reaches(1)
+
+
 async def test_regions_come_back_each_once() -> None:
     async with facing() as (raw, _, taken):
         await raw.announce(memfd())
@@ -333,6 +439,18 @@ async def test_a_release_of_what_was_not_sent(release: list[Any]) -> None:
     async with facing() as (raw, session, _):
         await raw.send([RELEASE, *release])
         await ended(raw, session, "which it did not have")
+
+
+async def test_a_region_released_before_it_was_sent() -> None:
+    """Its number can be guessed; what waits in it is neither overwritten nor lost."""
+    async with facing(ask=False) as (raw, session, _), asyncio.timeout(20):
+        task = asyncio.create_task(session.request("take", [numpy.ones(MIB, "u1")]))
+        assert await raw.receive() == [DESCRIPTORS, 0]  # which is not answered: nothing leaves
+        assert session.statistics().arena_used == MIB
+        await raw.send([RELEASE, 1, [1]])
+        await ended(raw, session, "gave back region 1 of segment 1, which it did not have")
+        assert isinstance(await failure(task), SessionClosed)
+        assert session.statistics().pending == 0
 
 
 async def test_a_region_released_twice() -> None:

@@ -1,11 +1,16 @@
 """File descriptors in messages: who owns them, in what order they come, and that none is left."""
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import socket
+import sys
 import tempfile
+import warnings
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,14 +20,27 @@ from asyncipc import (
     EncodeError,
     Fd,
     FrameTooLarge,
+    InvalidParams,
     Limits,
     Peer,
     PeerDied,
     RemoteError,
     Session,
+    SessionClosed,
+    message,
+    shared_buffer,
 )
 from asyncipc.wire.messages import DESCRIPTORS
 from tests.session.support import KIB, Journal, RawPeer, failure, joined, settled, talking, until
+
+
+@message
+@dataclass
+class Parcel:
+    """Descriptors in an object."""
+
+    one: Fd
+    others: list[Fd]
 
 
 def pipe_with(data: bytes) -> Fd:
@@ -78,6 +96,15 @@ def test_an_fd_can_be_taken_over() -> None:
         assert (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
 
 
+def test_an_fd_is_neither_pickled_nor_copied() -> None:
+    """By its number it would be another file elsewhere, and have two owners here."""
+    with pipe_with(b"x") as fd:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match=r"neither pickled nor copied: dup\(\) makes"):
+                attempt(fd)
+        assert not fd.closed
+
+
 def test_what_cannot_be_taken_over_stays() -> None:
     with pipe_with(b"x") as fd:
         with pytest.raises(OSError, match="socket"):
@@ -94,6 +121,19 @@ def test_a_dropped_fd_is_closed_with_a_warning() -> None:
     number = fd.fileno()
     with pytest.warns(ResourceWarning, match=f"unclosed <Fd {number}>"):
         del fd
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_a_dropped_fd_is_closed_where_warnings_are_errors() -> None:
+    fd = pipe_with(b"x")
+    number = fd.fileno()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("error", ResourceWarning)
+        unraised: list[Any] = []
+        patch.setattr(sys, "unraisablehook", lambda what: unraised.append(what.exc_type))
+        del fd
+    assert unraised == [ResourceWarning]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
 
@@ -134,6 +174,22 @@ async def test_an_fd_is_given_away_and_other_objects_are_lent() -> None:
             assert texts == [b"in the pipe", b"on the socket", b"in the file"]
             assert fd.closed
             assert left.fileno() >= 0
+            assert not file.closed
+
+
+async def test_what_was_written_to_a_file_is_in_it_when_it_arrives() -> None:
+    """Not in a buffer of its object."""
+    peer = Peer()
+
+    @peer.on_request
+    def read(fd: Fd) -> bytes:
+        with fd:
+            return os.pread(fd.fileno(), 100, 0)
+
+    async with talking(peer) as session:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"written")
+            assert await session.request("read", [file]) == b"written"
             assert not file.closed
 
 
@@ -285,6 +341,29 @@ async def test_too_many_for_one_message() -> None:
         fds[0].close()
 
 
+async def test_shared_memory_takes_no_room_of_the_descriptors_beside_it() -> None:
+    """Together they would be more than one message may have, so it goes another way."""
+    peer = Peer(limits=Limits(max_descriptors=4))
+
+    @peer.on_request
+    async def read(views: list[memoryview], fds: list[Fd]) -> list[bytes]:
+        return [bytes(view[:1]) for view in views] + [contents(fd) for fd in fds]
+
+    async with talking(peer) as session, asyncio.timeout(20):
+        view = memoryview(bytes(300 * KIB))  # for which the arena is announced
+        assert await session.request("read", [[view], [pipe_with(b"f")]]) == [b"\0", b"f"]
+        for size in (20 * KIB, 300 * KIB):
+            for count, own in ((4, 0), (1, 3), (0, 4)):
+                views, sent = [shared_buffer(size) for _ in range(5)], []
+                for number, view in enumerate(views):
+                    view[:1] = sent_byte = b"%d" % number
+                    sent.append(sent_byte)
+                before = session.statistics().descriptors_sent
+                fds = [pipe_with(b"f") for _ in range(count)]
+                assert await session.request("read", [views, fds]) == sent + [b"f"] * count
+                assert session.statistics().descriptors_sent - before == count + own
+
+
 # -- in streams --------------------------------------------------------------------------------
 
 
@@ -307,6 +386,42 @@ async def test_descriptors_as_items() -> None:
             number += 1
         assert number == count
         assert session.statistics().descriptors_received == count - count // 3
+
+
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize(("most", "each"), [(8, 1), (8, 4), (4, 3), (16, 1)])
+async def test_a_reader_that_stops_holds_few_descriptors(ready: bool, most: int, each: int) -> None:
+    """And nothing else of the session waits for it."""
+    peer, made = Peer(), Journal()
+
+    @peer.on_request
+    async def pipes() -> AsyncIterator[Any]:
+        for number in range(40 * most):
+            if not ready:
+                await asyncio.sleep(0)
+            made.append(number)
+            yield [pipe_with(b"x") for _ in range(each)]
+
+    @peer.on_request("open")
+    async def open_one() -> Fd:
+        return pipe_with(b"y")
+
+    reader = Peer(limits=Limits(max_descriptors=most))
+    async with joined(reader, peer) as (session, other), asyncio.timeout(30):
+        async with session.stream("pipes") as items:
+            for fd in await anext(items):
+                fd.close()
+            await until(lambda: other.statistics().stalls, session, other)
+            for _ in range(3 * most):
+                assert contents(await session.request("open")) == b"y"
+            held = session.statistics().descriptors_received - 3 * most - each
+            assert most - each <= held <= most + 2 * each
+            taken = 1
+            async for fds in items:
+                taken += 1
+                for fd in fds:
+                    fd.close()
+        assert taken == len(made) == 40 * most
 
 
 async def test_descriptors_in_uploads_and_channels() -> None:
@@ -434,6 +549,39 @@ async def test_nothing_is_left_of_what_nobody_takes() -> None:
         await until(lambda: session.statistics().late_replies, session, other)
 
 
+@pytest.mark.parametrize("kind", ["plain", "async", "stars"])
+async def test_nothing_is_left_of_parameters_that_do_not_fit(kind: str) -> None:
+    """No ResourceWarning comes either: the function never had them."""
+    peer = Peer()
+
+    def plain(number: int, text: str = "") -> None:
+        raise AssertionError
+
+    async def waiting(number: int, text: str = "") -> None:
+        raise AssertionError
+
+    def stars(*numbers: int, **texts: str) -> None:
+        raise AssertionError
+
+    handlers: dict[str, Any] = {"plain": plain, "async": waiting, "stars": stars}
+    peer.on_request("take")(handlers[kind])
+    peer.on_notification("take")(plain)
+    async with joined(Peer(), peer) as (session, other):
+        for params in (
+            [pipe_with(b"x"), "text"],
+            [1, [{"a": (pipe_with(b"x"), {"b": [pipe_with(b"y")]})}]],
+            {"number": 1, "text": pipe_with(b"x")},
+            {"number": 1, "other": Parcel(pipe_with(b"x"), [pipe_with(b"y")])},
+        ):
+            error = await failure(session.request("take", params))
+            assert isinstance(error, InvalidParams)
+        await session.notify("take", [[pipe_with(b"x")]])
+        await settled(session, other)
+        del error
+        gc.collect()
+        assert other.statistics().descriptors_received == 7
+
+
 async def test_a_session_that_ends_leaves_nothing() -> None:
     peer, held = Peer(), Journal()
 
@@ -453,9 +601,10 @@ async def test_a_session_that_ends_leaves_nothing() -> None:
         ]
         await held.reaches(20)  # more than there is credit for at once
         assert other.statistics().descriptors_received == 1200
-        await session.aclose()
-        for task in tasks:
-            assert isinstance(await failure(task), Exception)
+        async with asyncio.timeout(10):
+            await session.aclose()
+            for task in tasks:
+                assert isinstance(await failure(task), SessionClosed)
 
 
 async def test_what_was_not_sent_is_closed_with_the_session() -> None:

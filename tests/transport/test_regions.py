@@ -1,10 +1,13 @@
 """The allocator of regions: checked against a model that knows every page."""
 
+import mmap
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncipc.transport.regions import PAGE, Regions
+from asyncipc.transport.regions import PAGE, HeldPages, Regions
+from tests.programs import run
 
 PAGES = 20
 
@@ -43,6 +46,20 @@ def test_first_fit() -> None:
     assert regions.take(PAGE) == 0
 
 
+def test_pages_are_those_of_the_machine() -> None:
+    """There are machines with larger ones than this."""
+    code = """
+import mmap
+mmap.PAGESIZE = 65536
+from asyncipc.transport.regions import PAGE, Regions
+regions = Regions(4 * PAGE)
+assert [regions.take(1), regions.take(1)] == [0, 65536]
+"""
+    assert PAGE % mmap.PAGESIZE == 0
+    finished = run("-c", code)
+    assert (finished.stderr, finished.returncode) == ("", 0)
+
+
 def test_only_what_was_taken_is_given_back() -> None:
     regions = Regions(4 * PAGE)
     offset = regions.take(PAGE)
@@ -51,3 +68,21 @@ def test_only_what_was_taken_is_given_back() -> None:
     for wrong in (offset, PAGE, 17):
         with pytest.raises(KeyError):
             regions.give_back(wrong)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, PAGES - 1), st.integers(1, 5))))
+def test_pages_are_held_by_one_region(steps: list[tuple[bool, int, int]]) -> None:
+    pages = HeldPages()
+    holder: dict[int, int] = {}  # of each page
+    for number, (holds, first, count) in enumerate(steps):
+        if holds:
+            wanted = range(first, first + count)
+            other = pages.hold(number, first * PAGE, count * PAGE - 1)
+            assert (other is None) == holder.keys().isdisjoint(wanted)
+            assert other is None or other in {holder.get(page) for page in wanted}
+            if other is None:
+                holder.update(dict.fromkeys(wanted, number))
+        elif holder:
+            region = sorted(holder.values())[first % len(holder)]
+            pages.let_go(min(page for page in holder if holder[page] == region) * PAGE)
+            holder = {page: other for page, other in holder.items() if other != region}

@@ -12,12 +12,13 @@ from typing import Any
 import numpy
 import pytest
 
-from asyncipc import shared_array, shared_buffer
+from asyncipc import Fd, shared_array, shared_buffer
 from asyncipc.transport.regions import PAGE
 from asyncipc.transport.shared_memory import (
     SEALS,
     Arena,
     ArenaImage,
+    ArenaReader,
     SharedMemory,
     memory_behind,
     received_memory,
@@ -77,8 +78,47 @@ def test_an_exporter_outlives_every_view_of_it_and_the_image() -> None:
 )
 def test_no_exporter_out_of_bounds(offset: int, length: int) -> None:
     arena = Arena(MIB)
-    with pytest.raises(ValueError, match="no region of an arena of 1048576 bytes"):
-        ArenaImage(arena.fd, arena.size).exporter(offset, length)
+    reader = ArenaReader(Fd(os.dup(arena.fd)), arena.size)
+    for image in (ArenaImage(arena.fd, arena.size), reader):
+        with pytest.raises(ValueError, match="no region of an arena of 1048576 bytes"):
+            image.exporter(offset, length)
+
+
+def test_what_is_not_mapped_is_read() -> None:
+    """The regions are copies, that cost the sender's side nothing, and tell when they are gone."""
+    before = len(os.listdir("/proc/self/fd"))
+    arena = Arena(MIB)
+    reader = ArenaReader(Fd(os.dup(arena.fd)), arena.size)
+    region = arena.take(10_000)
+    assert region is not None
+    region.memory[:] = b"x" * 10_000
+    exporter = reader.exporter(region.offset, region.length)
+    gone = weakref.ref(exporter)
+    view = memoryview(exporter).cast("B")
+    assert bytes(view) == b"x" * 10_000
+    view[:1] = b"!"
+    assert bytes(region.memory[:1]) == b"x"
+    reader.forget(region.offset, region.length)
+    allocated = os.fstat(arena.fd).st_blocks
+    assert bytes(memoryview(reader.exporter(MIB - PAGE, PAGE)).cast("B")) == bytes(PAGE)
+    assert os.fstat(arena.fd).st_blocks == allocated
+    del exporter, view
+    assert gone() is None
+    with pytest.raises(ValueError, match="bytes instead of"):
+        ArenaImage(arena.fd, PAGE)
+    del arena, reader, region
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_who_looks_at_memory_with_holes_does_not_pay_for_it(memfd: int) -> None:
+    os.pwrite(memfd, b"here", MIB // 2)
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, SEALS)
+    allocated = os.fstat(memfd).st_blocks
+    memory = received_memory(memfd, MIB)
+    assert bytes(memory.readonly()) == bytes(MIB // 2) + b"here" + bytes(MIB // 2 - 4)
+    memory.writable()[:1] = b"!"
+    assert os.fstat(memfd).st_blocks == allocated
 
 
 @pytest.fixture
@@ -95,6 +135,8 @@ def test_what_is_not_sealed_is_not_mapped(memfd: int, seals: int) -> None:
     for open_it in (ArenaImage, received_memory):
         with pytest.raises(ValueError, match="has the seals"):
             open_it(memfd, MIB)
+    with Fd(os.dup(memfd)) as fd, pytest.raises(ValueError, match="has the seals"):
+        ArenaReader(fd, MIB)
 
 
 def test_what_has_another_size_or_is_no_memfd_is_not_mapped(memfd: int) -> None:
@@ -163,6 +205,28 @@ def test_a_shared_array_is_an_array_of_zeros() -> None:
     assert memory_behind(view(array[1:])) is None
     assert shared_array(3).dtype == float
     assert shared_array((0, 5)).shape == (0, 5)
+
+
+def test_arrays_and_views_of_all_of_a_shared_buffer() -> None:
+    buffer = shared_buffer(800)
+    array = numpy.frombuffer(buffer, "<f8")
+    for each in (array, array.reshape(10, 10), view(array)[:], array.view("<i4")):
+        assert memory_behind(view(each).cast("B")) is buffer.obj
+    assert memory_behind(view(array[1:]).cast("B")) is None
+    assert memory_behind(view(array.copy())) is None
+
+
+class Strange(bytearray):
+    """Has a base that is no memory that it would be a view of."""
+
+    base: Any
+
+
+def test_only_arrays_are_asked_for_their_base() -> None:
+    strange = Strange(10)
+    for base in (shared_buffer(10).obj, strange):
+        strange.base = base
+        assert memory_behind(memoryview(strange)) is None
 
 
 def test_shared_memory_is_closed_when_its_last_view_is_gone() -> None:
