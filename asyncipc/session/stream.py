@@ -142,9 +142,10 @@ class Stream(AsyncIterator[Any]):
     at the one or the other, not before. The other side is at most its credit ahead of the reader:
     `Limits.stream_credit` of this side, in bytes.
 
-    Leaving the ``async with``, `aclose`, cancelling the task that reads, and dropping the stream
-    (as ``break`` in a plain ``async for`` does) end the call: the generator on the other side is
-    closed, and what had come is thrown away.
+    Leaving the ``async with``, `aclose`, and dropping the stream (as ``break`` in a plain ``async
+    for`` does, and a task that is cancelled while it reads) end the call: the generator on the
+    other side is closed, and what had come is thrown away. To wait for an item no longer (a
+    timeout around ``anext``) ends nothing: the item comes to who asks next.
     """
 
     __slots__ = ("__weakref__", "_call", "_receiver")
