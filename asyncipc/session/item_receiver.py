@@ -41,6 +41,7 @@ class ItemReceiver(AsyncIterator[Any]):
     :ivar convert: makes of an item what the reader takes
     :ivar ended: the other side has said that it sends no more
     :ivar over: nothing more will come, for whatever reason
+    :ivar ready: what is left of the first message
     """
 
     __slots__ = (
@@ -50,7 +51,6 @@ class ItemReceiver(AsyncIterator[Any]):
         "_finished_cost",
         "_lane",
         "_messages",
-        "_ready",
         "_side",
         "_taken",
         "_under_way",
@@ -59,6 +59,7 @@ class ItemReceiver(AsyncIterator[Any]):
         "convert",
         "ended",
         "over",
+        "ready",
     )
 
     def __init__(
@@ -68,7 +69,7 @@ class ItemReceiver(AsyncIterator[Any]):
         self._lane = lane
         # Values, the largest they may have cost their sender, the least, and what drops them.
         self._messages: deque[tuple[list[Any], int, int, Callable[[], None] | None]] = deque()
-        self._ready: Iterator[Any] = iter(())  # what is left of the first message
+        self.ready: Iterator[Any] = iter(())
         self._taken: tuple[int, int] | None = None  # what that message cost
         self._finished = 0  # messages, since credit was last given; they cost ...
         self._finished_cost = 0  # ... at least this
@@ -138,7 +139,7 @@ class ItemReceiver(AsyncIterator[Any]):
             if drop is not None:
                 drop()
         self._messages.clear()
-        self._ready = iter(())
+        self.ready = iter(())
         self._taken = None
         self._wake()
 
@@ -157,14 +158,14 @@ class ItemReceiver(AsyncIterator[Any]):
 
         :raises Exception: what ended the stream, if it did not end in good order
         """
-        for value in self._ready:  # the shortest way to the next, if there is one
+        for value in self.ready:  # the shortest way to the next, if there is one
             return value
         return await self.next()
 
     async def next(self) -> Any:
         """The next item, which may have to be waited for; see `__anext__`."""
         while True:
-            for value in self._ready:  # another reader was faster, and left some
+            for value in self.ready:  # another reader was faster, and left some
                 return value
             if self._taken is not None:
                 self._settle(*self._taken)
@@ -172,7 +173,7 @@ class ItemReceiver(AsyncIterator[Any]):
             if self._messages:
                 values, most, least, _ = self._messages.popleft()
                 self._taken = most, least
-                self._ready = iter(values if self.convert is None else map(self.convert, values))
+                self.ready = iter(values if self.convert is None else map(self.convert, values))
             elif self.over:
                 if self._error is not None:
                     raise self._error

@@ -163,10 +163,14 @@ class Stream(AsyncIterator[Any]):
         Raises what `asyncipc.Session.request` raises; what ended the call comes behind the items
         before it.
         """
-        if self._receiver is None:
+        receiver = self._receiver
+        if receiver is None:
             await self._begin()
-            assert self._receiver is not None
-        return await self._receiver.__anext__()
+            receiver = self._receiver
+            assert receiver is not None
+        for value in receiver.ready:  # as `ItemReceiver.__anext__` does, without one more coroutine
+            return value
+        return await receiver.next()
 
     async def __aenter__(self) -> Self:
         await self._begin()
