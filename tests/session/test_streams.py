@@ -590,6 +590,43 @@ async def test_a_slow_reader_stops_its_producer_and_nothing_else() -> None:
         await until(lambda: nothing_is_kept(session, other))
 
 
+CHUNKS: dict[str, Callable[[int], Any]] = {
+    "bytes": lambda _: bytes(256 * KIB),
+    "in a dict": lambda number: {"at": number, "data": bytes(256 * KIB)},
+    "deep inside": lambda number: [[number, [bytes(256 * KIB)]]],
+    "small, and then large": lambda number: {"data": bytes(1 if number < 2000 else 256 * KIB)},
+}
+
+
+@pytest.mark.parametrize("chunk", CHUNKS.values(), ids=CHUNKS)
+async def test_a_generator_in_a_thread_is_not_far_ahead_of_its_credit(
+    chunk: Callable[[int], Any],
+) -> None:
+    peer, made = Peer(), 0
+
+    @peer.on_request(thread=True)
+    def produce() -> Iterator[Any]:
+        nonlocal made
+        while True:
+            made += 1
+            yield chunk(made)
+
+    async with joined(Peer(), peer) as (session, other), session.stream("produce") as rows:
+        taken = 0
+        while made < 2000 and chunk is CHUNKS["small, and then large"]:
+            await anext(rows)
+            taken += 1
+        await until(lambda: other.statistics().stalls, session)
+        before = -1
+        while made != before:  # nor does it go on in the thread
+            before = made
+            for _ in range(20):
+                await settled(session)
+        small = max(0, 2000 - taken) if chunk is CHUNKS["small, and then large"] else 0
+        assert made - taken - small < 10
+        await anext(rows)
+
+
 async def test_a_stream_that_nobody_reads_holds_a_bounded_amount() -> None:
     peer, producer = producing()
     async with joined(Peer(), peer) as (session, _), session.stream("produce"):
