@@ -183,10 +183,12 @@ class Calls:
         *,
         metadata: dict[str, Any] | None = None,
         depth: int = 0,
+        lasting: bool = True,
     ) -> int:
         """Send a request for which the other side has a slot.
 
         :param waiter: is told how the call ends
+        :param lasting: the buffers in it do not change before that; else they are copied
         :returns: the id of the answer
         """
         outbox = self._outbox
@@ -210,7 +212,7 @@ class Calls:
             self._depths[answer_id] = depth
         if is_large:
             try:
-                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0, lasting=lasting)
             except EncodeError:  # no descriptor was left to copy one that is to be sent
                 del pending[answer_id]
                 self._depths.pop(answer_id, None)

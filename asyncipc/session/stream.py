@@ -92,7 +92,13 @@ class StreamedCall:
         if place is not None:
             metadata["items"] = place
         self._answer_id = answer_id = calls.begin(
-            future, self.method, params, timeout, metadata=metadata, depth=depth
+            future,
+            self.method,
+            params,
+            timeout,
+            metadata=metadata,
+            depth=depth,
+            lasting=False,  # nobody waits for the end before using the buffers again
         )
         self.receiver = calls.streams.add_receiver(answer_id, self._broken)
         if self._sends:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy
 import pytest
 
-from asyncipc import Limits, Peer, message
-from tests.session.support import KIB, TRANSPORTS, joined, talking
+from asyncipc import Call, Limits, Peer, message
+from tests.session.support import KIB, MIB, TRANSPORTS, joined, talking
 
 
 @message
@@ -91,3 +91,41 @@ async def test_a_buffer_inside_of_what_is_uploaded(over: str) -> None:
 
     async with joined(Peer(), peer, over) as (session, _):
         assert await session.request("store", blocks()) == [[number] for number in range(6)]
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("over", TRANSPORTS)
+@pytest.mark.parametrize("size", [KIB, 20 * KIB, 300 * KIB, 8 * MIB])
+async def test_a_buffer_that_a_stream_was_opened_with(over: str, size: int) -> None:
+    peer = Peer()
+
+    @peer.on_request
+    async def rows(*buffers: Any) -> AsyncIterator[list[int]]:
+        for buffer in buffers:
+            yield sorted(set(bytes(buffer)))
+
+    @peer.on_request
+    async def chat(*buffers: Any, call: Call) -> None:
+        async with call.channel() as channel:
+            async for row in rows(*buffers):
+                await channel.send(row)
+
+    def make() -> list[Any]:
+        return [bytearray(size), memoryview(bytearray(size)), numpy.zeros(size, numpy.uint8)]
+
+    async with talking(peer, over) as session:
+        buffers = make()
+        async with session.stream("rows", buffers) as items:
+            fill_anew(buffers)
+            assert [row async for row in items] == [[0]] * 3
+        buffers = make()
+        async with session.channel("chat", buffers) as channel:
+            fill_anew(buffers)
+            assert [row async for row in channel] == [[0]] * 3
+
+
+def fill_anew(buffers: list[Any]) -> None:
+    for buffer in buffers:
+        memoryview(buffer)[:] = b"\7" * len(buffer)
