@@ -388,9 +388,11 @@ class Calls:
     def close(self, make_error: Callable[[], Exception]) -> None:
         """The session is over: every waiter gets an error of its own, at once."""
         self._deadlines.close()
-        pending = list(self.pending.values())
+        pending, unsent = list(self.pending.values()), list(self._unsent.values())
         self.pending.clear()
         self._unsent.clear()
+        for item in unsent:
+            self._outbox.retract(item, 0)  # its caller hears of the end, and may change its buffers
         self._depths.clear()
         for future in pending:
             if future is not None and not future.done():

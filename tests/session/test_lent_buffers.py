@@ -1,5 +1,6 @@
 """Buffers that their owner fills anew: when that may be done, and that nobody sees it."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -7,8 +8,21 @@ from typing import Any
 import numpy
 import pytest
 
-from asyncipc import Call, Limits, Peer, message
-from tests.session.support import KIB, MIB, TRANSPORTS, joined, talking
+from asyncipc import Call, Limits, Peer, PeerDied, RequestTimeout, message
+from tests.session.support import (
+    KIB,
+    MIB,
+    TRANSPORTS,
+    Journal,
+    RawPeer,
+    failure,
+    joined,
+    settled,
+    talking,
+    until,
+)
+
+CANCEL, BEGIN, PART, RETRACT = 6, 9, 10, 11
 
 
 @message
@@ -129,3 +143,79 @@ async def test_a_buffer_that_a_stream_was_opened_with(over: str, size: int) -> N
 def fill_anew(buffers: list[Any]) -> None:
     for buffer in buffers:
         memoryview(buffer)[:] = b"\7" * len(buffer)
+
+
+# -- after a request was given up ----------------------------------------------------------------
+
+
+def fill_anew_and_grow(buffer: bytearray) -> None:
+    buffer[:] = b"\7" * len(buffer)
+    buffer.append(7)  # BufferError if anybody still looks at it
+
+
+@pytest.mark.parametrize("way", ["timeout", "cancel"])
+@pytest.mark.parametrize("size", [255_000, 3 * MIB])
+async def test_a_buffer_of_a_request_that_was_given_up(size: int, way: str) -> None:
+    """The other side does not read, so that a part of it stands in the transport."""
+    async with RawPeer.facing(Peer()) as (raw, session):
+        raw.pause()
+        buffer, other = bytearray(size), bytearray(size)
+        asking = [
+            asyncio.create_task(session.request("take", [each], timeout=0.05))
+            for each in (buffer, other)  # the second waits behind the first
+        ]
+        await until(lambda: session.statistics().outbox_size)
+        if way == "cancel":
+            for task in asking:
+                task.cancel()
+        error = RequestTimeout if way == "timeout" else asyncio.CancelledError
+        for task in asking:
+            assert isinstance(await failure(task), error)
+        asking.clear()
+        fill_anew_and_grow(buffer)
+        fill_anew_and_grow(other)
+        raw.resume()
+        kind, attached = 0, b""
+        while kind not in (CANCEL, RETRACT):
+            kind, *_, part = await raw.receive()
+            if kind in (BEGIN, PART):
+                attached += part
+        assert attached.count(0) > 200_000
+        assert attached.count(7) == 0
+
+
+async def test_a_buffer_of_a_request_that_can_have_no_answer() -> None:
+    """The other side has ended its output, and still reads."""
+    async with RawPeer.facing(Peer()) as (raw, session):
+        raw.pause()
+        buffer = bytearray(3 * MIB)
+        asking = asyncio.create_task(session.request("take", [buffer], timeout=None))
+        await until(lambda: session.statistics().outbox_size)
+        raw.writer.write_eof()
+        assert isinstance(await failure(asking), PeerDied)
+        del asking
+        fill_anew_and_grow(buffer)
+        raw.resume()
+        attached = b""
+        while (message := await raw.receive())[0] in (BEGIN, PART):
+            attached += message[-1]
+        assert message[0] == RETRACT
+        assert attached.count(7) == 0
+
+
+@pytest.mark.parametrize("over", TRANSPORTS)
+async def test_a_cancelled_request_over_every_transport(over: str) -> None:
+    peer, seen = Peer(), Journal()
+    peer.on_request("take")(lambda buffer: seen.append(set(buffer)))
+    async with joined(Peer(), peer, over) as (session, other):
+        for turns in range(8):
+            buffer = bytearray(600 * KIB)
+            task = asyncio.create_task(session.request("take", [buffer]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            del task
+            fill_anew_and_grow(buffer)
+        await settled(session, other)
+        assert set().union(*seen) <= {0}
