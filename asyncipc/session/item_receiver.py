@@ -14,14 +14,25 @@ from typing import Any, Final, Protocol, Self
 from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.item_sender import SMALLEST_COST
 from asyncipc.session.outbox import Outbox
+from asyncipc.session.placing import measure
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.messages import CREDIT
+from asyncipc.wire.messages import CREDIT, ITEMS
 
 __all__ = ["ItemReceiver", "ReceivingSide"]
 
 # Credit goes back when this share of the window may be used up: seldom enough to cost little,
 # early enough that a steady sender never stops.
 CREDIT_SHARE: Final = 4
+
+
+# The other side may encode the same values in fewer bytes than this one. Not in half as many.
+UNSURE: Final = 2
+
+
+# Values, the most that they cost their sender, the least, whether that is still to be looked at,
+# and what drops them.
+_Message = tuple[list[Any], int, int, bool, Callable[[], None] | None]
 
 
 class ReceivingSide(Protocol):
@@ -45,6 +56,7 @@ class ItemReceiver(AsyncIterator[Any]):
     """
 
     __slots__ = (
+        "_doubtful",
         "_due",
         "_error",
         "_finished",
@@ -54,6 +66,7 @@ class ItemReceiver(AsyncIterator[Any]):
         "_side",
         "_taken",
         "_under_way",
+        "_unweighed",
         "_waiting",
         "broken",
         "convert",
@@ -67,14 +80,15 @@ class ItemReceiver(AsyncIterator[Any]):
     ) -> None:
         self._side = side
         self._lane = lane
-        # Values, the largest they may have cost their sender, the least, and what drops them.
-        self._messages: deque[tuple[list[Any], int, int, Callable[[], None] | None]] = deque()
+        self._messages: deque[_Message] = deque()
         self.ready: Iterator[Any] = iter(())
         self._taken: tuple[int, int] | None = None  # what that message cost
         self._finished = 0  # messages, since credit was last given; they cost ...
         self._finished_cost = 0  # ... at least this
         self._due = 0  # ... at most this
         self._under_way = 0  # the least that all messages without credit cost
+        self._unweighed = 0  # how many came last, and ...
+        self._doubtful = 0  # ... how much more these may have cost
         self._waiting: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None
         self.ended: bool = False
@@ -85,13 +99,20 @@ class ItemReceiver(AsyncIterator[Any]):
     # -- what comes ------------------------------------------------------------------------
 
     def receive(
-        self, values: list[Any], size: int, drop: Callable[[], None] | None, *, alone: bool
+        self,
+        values: list[Any],
+        most: int,
+        least: int,
+        doubt: int | None,
+        drop: Callable[[], None] | None,
     ) -> None:
         """Items came.
 
-        :param size: bytes of the frame, or of the transfer
+        :param most: what the message may have cost its sender, in bytes
+        :param least: what it did cost, together with those of its frame that came before
+        :param doubt: None where all that is known about that is in ``least``; else how much more
+            those of its frame may have cost
         :param drop: closes the file descriptors among them, if there are any
-        :param alone: nothing else was in it, so that this is what the message cost
         :raises RemoteProtocolError: there was no credit for them, or they stand behind the end
         """
         if self.ended:
@@ -100,15 +121,19 @@ class ItemReceiver(AsyncIterator[Any]):
             if drop is not None:
                 drop()
             return
+        if self._doubtful and self._under_way + self._doubtful >= self._side.granted:
+            self._weigh()
         if self._under_way >= self._side.granted:
             raise RemoteProtocolError(
                 f"the other side sent items while at least {self._under_way} bytes of them were "
                 f"under way; Limits.stream_credit is {self._side.granted}"
             )
-        size = max(size, SMALLEST_COST)
-        least = size if alone else SMALLEST_COST
+        least = max(least, SMALLEST_COST)
         self._under_way += least
-        self._messages.append((values, size, least, drop))
+        if doubt is not None or self._unweighed:
+            self._unweighed += 1
+            self._doubtful += doubt or 0
+        self._messages.append((values, max(most, least), least, doubt is not None, drop))
         if self._waiting:
             self._wake()
 
@@ -171,7 +196,7 @@ class ItemReceiver(AsyncIterator[Any]):
                 self._settle(*self._taken)
                 self._taken = None
             if self._messages:
-                values, most, least, _ = self._messages.popleft()
+                values, most, least, *_ = self._messages.popleft()
                 self._taken = most, least
                 self.ready = iter(values if self.convert is None else map(self.convert, values))
             elif self.over:
@@ -193,6 +218,25 @@ class ItemReceiver(AsyncIterator[Any]):
             self._side.outbox.put(self._side.codec.encode(credit, []))
             self._under_way -= self._finished_cost
             self._finished = self._finished_cost = self._due = 0
+
+    def _weigh(self) -> None:
+        """Look closer at what came in batches with others, of which that much is not credited."""
+        messages = self._messages
+        for at in range(max(0, len(messages) - self._unweighed), len(messages)):
+            values, most, least, is_doubtful, drop = messages[at]
+            if is_doubtful:
+                weighed = max(least, self._weight(values, most) // UNSURE)
+                self._under_way += weighed - least
+                messages[at] = values, most, weighed, False, drop
+        self._unweighed = self._doubtful = 0
+
+    def _weight(self, values: list[Any], most: int) -> int:
+        attachments: list[Attachment] = []
+        try:
+            data = self._side.codec.encode([ITEMS, self._lane, values], attachments)
+        except Exception:  # noqa: BLE001 - so this side would never have sent it, and cannot tell
+            return most
+        return min(most, len(data) + measure(attachments)[0])
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

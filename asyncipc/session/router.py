@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from asyncipc.errors import DecodeError, ProtocolError, RemoteProtocolError
 from asyncipc.session.arrivals import Arrivals
+from asyncipc.session.batch_costs import BatchCosts
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.notifications import NotificationReceiver, NotificationSender
@@ -180,6 +181,7 @@ class Router:
         incoming = self._incoming_notifications
         before = incoming.received
         batch = decoded if isinstance(decoded[0], list) else (decoded,)
+        costs: BatchCosts | None = None
         for message in batch:
             kind = message[0]
             if kind == REPLY:
@@ -190,8 +192,11 @@ class Router:
                 incoming.receive(message)
             elif kind == ITEMS:
                 check_fields(message)
-                alone = batch is not decoded
-                self._streams.receive(message, size, drop if alone else None, alone=alone)
+                if batch is not decoded:
+                    self._streams.receive(message, size, size, None, drop)
+                else:
+                    costs = costs or BatchCosts(batch, size)
+                    self._streams.receive(message, *costs.next(message[1]))
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:

@@ -119,7 +119,12 @@ class Streams:
     # -- what comes ------------------------------------------------------------------------
 
     def receive(
-        self, message: list[Any], size: int, drop: Callable[[], None] | None, *, alone: bool
+        self,
+        message: list[Any],
+        most: int,
+        least: int,
+        doubt: int | None,
+        drop: Callable[[], None] | None = None,
     ) -> None:
         """Items came; see `ItemReceiver.receive`."""
         wire_id = message[1]
@@ -133,7 +138,7 @@ class Streams:
         else:
             values = message[2]
             self.items_received += len(values)
-            receiver.receive(values, size, drop, alone=alone)
+            receiver.receive(values, most, least, doubt, drop)
 
     def receive_end(self, wire_id: int) -> None:
         """The end of the items of a call came."""

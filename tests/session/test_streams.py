@@ -1,11 +1,13 @@
 """Streams: a method of the other side that gives items."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import operator
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from asyncipc import (
     EncodeError,
     InvalidParams,
     Limits,
+    MessagePack,
     MethodNotFound,
     Peer,
     PeerDied,
@@ -43,6 +46,7 @@ from tests.session.support import (
 )
 
 REQUEST, REPLY, FAULT, CANCEL, ITEMS, END, BEGIN, CREDIT = 2, 3, 4, 6, 7, 8, 9, 13
+PONG = 66
 
 
 class Producer:
@@ -706,6 +710,38 @@ async def test_items_in_a_batch_get_their_credit_in_time() -> None:
         assert sum(await asyncio.gather(*(read() for _ in range(20)))) == 400_000
 
 
+@pytest.mark.parametrize("codec", [MessagePack, JSON])
+async def test_batches_of_many_streams_that_are_read_late_break_no_rule(codec: Any) -> None:
+    """What is counted for them is never more than they cost their senders."""
+    peer, first = Peer(codec=codec()), Peer(codec=codec(), limits=Limits(stream_credit=16 * KIB))
+    values = [1, "\u00e9" * 50, b"\0" * 100, {"n": 1.5, "d": Decimal("1.5")}, (), [[2**70]]]
+
+    @peer.on_request
+    async def produce_all(count: int) -> AsyncIterator[Any]:
+        for number in range(count):
+            yield values[number % len(values)]
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+
+    async with joined(first, peer) as (session, other), contextlib.AsyncExitStack() as stack:
+        rows = [
+            await stack.enter_async_context(session.stream("produce_all", [3000]))
+            for _ in range(10)
+        ]
+        await until(lambda: other.statistics().stalls >= 10, session)
+
+        async def read(items: Stream) -> int:
+            count = 0
+            async for item in items:
+                assert item == values[count % len(values)]
+                count += 1
+                if count % 100 == 0:
+                    await asyncio.sleep(0)
+            return count
+
+        assert await asyncio.gather(*map(read, rows)) == [3000] * 10
+
+
 # -- what is wrong on the wire -----------------------------------------------------------------
 
 
@@ -729,6 +765,22 @@ WRONG: dict[str, tuple[Callable[[int], list[list[Any]]], str]] = {
     "empty messages without end": (
         lambda wire_id: [[ITEMS, wire_id, []]] * 300,
         "under way; Limits.stream_credit",
+    ),
+    "an overrun in batches": (
+        lambda wire_id: [[[ITEMS, wire_id, ["x" * 9000]], [ITEMS, wire_id, []]]] * 3,
+        "at least 17864 bytes of them were under way; Limits.stream_credit is 16384",
+    ),
+    "an overrun of many small messages in batches": (
+        lambda wire_id: [[[ITEMS, wire_id, ["x" * 900]]] * 10] * 3,
+        "bytes of them were under way; Limits.stream_credit is 16384",
+    ),
+    "an overrun in batches with other messages": (
+        lambda wire_id: [[[PONG, 1], [ITEMS, wire_id, ["x" * 9000]], [PONG, 1]]] * 5,
+        "at least 18012 bytes of them were under way; Limits.stream_credit is 16384",
+    ),
+    "an overrun of all kinds of values in batches with other messages": (
+        lambda wire_id: [[[ITEMS, wire_id, [{"a": [b"x" * 5000]}, 1.5]], [PONG, 1]]] * 20,
+        "bytes of them were under way; Limits.stream_credit is 16384",
     ),
     "two ends": (
         lambda wire_id: [[END, wire_id], [END, wire_id]],
