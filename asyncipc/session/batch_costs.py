@@ -3,13 +3,14 @@
 The sender counts the bytes of each. Here only the size of the whole is known: the most that any of
 them cost. The least that they cost together is known where nothing else is in the batch.
 
-Layer 2, inside the session. Above: the router. Below: wire.
+Layer 2, inside the session. Above: the router. Below: the streams, wire.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final
 
 from asyncipc.session.item_sender import SMALLEST_COST
+from asyncipc.session.streams import Streams
 from asyncipc.wire.messages import ITEMS
 
 __all__ = ["BatchCosts"]
@@ -25,25 +26,31 @@ class BatchCosts:
     :param size: of its envelope, in bytes
     """
 
-    __slots__ = ("_is_one_stream", "_least", "_seen", "_size")
+    __slots__ = ("_beyond", "_count", "_missing", "_seen", "_size")
 
     def __init__(self, batch: Sequence[list[Any]], size: int) -> None:
         self._size = size
         self._seen: list[int] = []
-        self._is_one_stream = all(
-            message[0] == ITEMS and message[1:2] == batch[0][1:2] for message in batch
-        )
-        others = len(batch) - 1
-        self._least = size - (others + 2) * JOINING - others * SMALLEST_COST
+        self._count = self._missing = len(batch)
+        # What they all cost beyond the least of each, where nothing else is in the batch.
+        self._beyond = 0
+        if all(message[0] == ITEMS and message[1:2] == batch[0][1:2] for message in batch):
+            self._beyond = max(0, size - JOINING - len(batch) * (JOINING + SMALLEST_COST))
 
-    def next(self, wire_id: int) -> tuple[int, int, int | None]:
-        """Of the next message of a stream: what `ItemReceiver.receive` wants to know.
+    def receive(self, message: list[Any], streams: Streams) -> None:
+        """Hand over the next message of items.
 
-        The first of a stream stands for those behind it, whose credit comes later.
+        :raises RemoteProtocolError: see `Streams.receive`
         """
-        is_first = wire_id not in self._seen
-        if is_first:
+        wire_id = message[1]
+        if self._beyond:
+            streams.receive(message, self._size, SMALLEST_COST, None)
+            self._missing -= 1
+            if not self._missing:
+                streams.received_together(wire_id, self._count, self._beyond)
+            return
+        doubt = 0
+        if wire_id not in self._seen:  # the first of a stream stands for the doubt about all
             self._seen.append(wire_id)
-        if self._is_one_stream:
-            return self._size, self._least if is_first else SMALLEST_COST, None
-        return self._size, SMALLEST_COST, self._size if is_first else 0
+            doubt = self._size
+        streams.receive(message, self._size, SMALLEST_COST, doubt)

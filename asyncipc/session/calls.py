@@ -243,10 +243,17 @@ class Calls:
     def add_sender(self, answer_id: int) -> ItemSender:
         """The sending end for a call that was begun; it waits until the request has left."""
         sender = self.streams.add_sender(answer_id)
-        unsent = self._unsent.get(answer_id)
-        if unsent is not None:
-            self._outbox.when_left(unsent, 0, sender.hold())
+        if answer_id in self._unsent:
+            self.when_left(answer_id, sender.hold())
         return sender
+
+    def when_left(self, answer_id: int, callback: Callable[[], None]) -> None:
+        """Call back when the request of a call that was begun has left."""
+        unsent = self._unsent.get(answer_id)
+        if unsent is None:
+            callback()
+        else:
+            self._outbox.when_left(unsent, 0, callback)
 
     def may_come_late(self, answer_id: int) -> bool:
         """Whether a call was made and is over, so that what comes for it only crossed its end."""

@@ -17,7 +17,7 @@ from asyncipc.session.outbox import Outbox
 from asyncipc.session.placing import measure
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.messages import CREDIT, ITEMS
+from asyncipc.wire.messages import CREDIT, ITEMS, STOP
 
 __all__ = ["ItemReceiver", "ReceivingSide"]
 
@@ -109,9 +109,9 @@ class ItemReceiver(AsyncIterator[Any]):
         """Items came.
 
         :param most: what the message may have cost its sender, in bytes
-        :param least: what it did cost, together with those of its frame that came before
-        :param doubt: None where all that is known about that is in ``least``; else how much more
-            those of its frame may have cost
+        :param least: what it did cost
+        :param doubt: how much more those of its frame may have cost, if they are to be looked at
+            before the credit counts as overrun; else None
         :param drop: closes the file descriptors among them, if there are any
         :raises RemoteProtocolError: there was no credit for them, or they stand behind the end
         """
@@ -136,6 +136,17 @@ class ItemReceiver(AsyncIterator[Any]):
         self._messages.append((values, max(most, least), least, doubt is not None, drop))
         if self._waiting:
             self._wake()
+
+    def received_together(self, count: int, beyond: int) -> None:
+        """The last messages came in one frame, and cost that much more.
+
+        It is put down to the first of them, so that it is gone with the first credit: which of them
+        cost it is not known.
+        """
+        if not self.over and len(self._messages) >= count:
+            values, most, least, is_doubtful, drop = self._messages[-count]
+            self._messages[-count] = values, most, least + beyond, is_doubtful, drop
+            self._under_way += beyond
 
     def end(self) -> None:
         """The other side has said that it sends no more.
@@ -167,6 +178,12 @@ class ItemReceiver(AsyncIterator[Any]):
         self.ready = iter(())
         self._taken = None
         self._wake()
+
+    def stop(self) -> None:
+        """`close`, and tell the other side, which may be waiting for credit."""
+        if not self.over:
+            self._side.outbox.put(self._side.codec.encode([STOP, self._lane], []))
+        self.close()
 
     @property
     def is_read(self) -> bool:

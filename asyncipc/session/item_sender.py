@@ -46,7 +46,7 @@ SIZED: Final = frozenset({str, bytes})
 
 
 class CallOver(Exception):
-    """Nothing can be sent any longer, because the call has ended in good order."""
+    """Nothing can be sent any longer: the call has ended in good order, or nobody takes more."""
 
 
 class SendingSide(Protocol):
@@ -75,6 +75,7 @@ class ItemSender:
         "_costs",
         "_credit",
         "_error",
+        "_is_held",
         "_lane",
         "_scheduled",
         "_side",
@@ -92,6 +93,7 @@ class ItemSender:
         self._values: list[Any] = []  # gathered, not encoded yet
         self.batch: int = FIRST_ITEMS
         self._scheduled = False
+        self._is_held = False
         self._waiting: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None  # why nothing more can be sent
         self.ended: bool = False
@@ -99,10 +101,15 @@ class ItemSender:
     def hold(self) -> Callable[[], None]:
         """Send nothing yet; returns what is to be called when sending may begin."""
         window, self._credit = self._credit, 0
+        self._is_held = True
 
         def release() -> None:
-            self._credit += window
-            self._go_on()
+            self._is_held = False
+            if self._error is None:
+                self._credit += window
+                self._go_on()
+                if self.ended:
+                    self._put_end()
 
         return release
 
@@ -190,7 +197,7 @@ class ItemSender:
 
         :raises EncodeError: it cannot be sent
         :raises FrameTooLarge: it is larger than the other side takes
-        :raises CallOver: the call has ended in good order, or the end was sent meanwhile
+        :raises CallOver: nobody takes it any longer, or the end was sent meanwhile
         :raises Exception: what else ended it
         """
         await self.ready()
@@ -222,7 +229,8 @@ class ItemSender:
         """Say that no more items come; everything was sent before."""
         if not self.ended and self._error is None:
             self.ended = True
-            self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
+            if not self._is_held:
+                self._put_end()
 
     # -- what comes back -------------------------------------------------------------------
 
@@ -273,6 +281,9 @@ class ItemSender:
         """What was gathered is the other side's to close, and will not get there."""
         with contextlib.suppress(EncodeError):
             close_given(self._encoded(self._values)[1])
+
+    def _put_end(self) -> None:
+        self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
 
     def _encoded(self, values: list[Any]) -> tuple[bytes, list[Attachment]]:
         attachments: list[Attachment] = []

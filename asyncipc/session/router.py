@@ -192,11 +192,11 @@ class Router:
                 incoming.receive(message)
             elif kind == ITEMS:
                 check_fields(message)
-                if batch is not decoded:
-                    self._streams.receive(message, size, size, None, drop)
-                else:
+                if batch is decoded:
                     costs = costs or BatchCosts(batch, size)
-                    self._streams.receive(message, *costs.next(message[1]))
+                    costs.receive(message, self._streams)
+                else:
+                    self._streams.receive(message, size, size, None, drop)
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:
@@ -226,6 +226,9 @@ class Router:
             self._notifications.credited(message[2])
         else:
             self._streams.credited(message[1], message[2])
+
+    def _receive_stop(self, message: list[Any]) -> None:
+        self._streams.stopped(message[1])
 
     def _receive_extend(self, message: list[Any]) -> None:
         self._calls.extended(message[1], message[2])
@@ -332,6 +335,7 @@ class Router:
         messages.END: _receive_end,
         messages.CREDIT: _receive_credit,
         messages.EXTEND: _receive_extend,
+        messages.STOP: _receive_stop,
         messages.PING: _receive_ping,
         messages.PONG: _receive_pong,
         messages.BEGIN: _receive_begin,

@@ -132,6 +132,16 @@ class StreamedCall:
         if self.receiver is not None:
             self.receiver.close()
 
+    async def finish(self) -> None:
+        """This side has sent all, and takes no more: wait for the other side, then `end`."""
+        future, receiver = self._future, self.receiver
+        try:
+            if future is not None and receiver is not None and not future.done():
+                self._calls.when_left(self._answer_id, receiver.stop)
+                await asyncio.wait([future])
+        finally:
+            self.end()
+
     def drop(self) -> None:
         """`end`, from whatever thread a finalizer runs in."""
         future, receiver = self._future, self.receiver

@@ -85,7 +85,7 @@ class Upload:
             await send_all(items, self._sender)
         except BaseException as error:
             # A CancelledError may be the iterable's own: nobody but `_stop` cancels this task.
-            if not self._future.done():
+            if not (self._future.done() or isinstance(error, CallOver)):
                 self._future.set_exception(_carried(error))
                 self._calls.abandon(self._answer_id)
             if not isinstance(error, Exception):
