@@ -119,8 +119,6 @@ class Calls:
         self._codec = codec
         self._max_requests = self.slots.count = max_requests
 
-    # -- requests --------------------------------------------------------------------------
-
     async def request(
         self,
         method: Any,
@@ -249,11 +247,7 @@ class Calls:
 
     def when_left(self, answer_id: int, callback: Callable[[], None]) -> None:
         """Call back when the request of a call that was begun has left."""
-        unsent = self._unsent.get(answer_id)
-        if unsent is None:
-            callback()
-        else:
-            self._outbox.when_left(unsent, 0, callback)
+        self._outbox.when_left(self._unsent.get(answer_id, b""), 0, callback)
 
     def may_come_late(self, answer_id: int) -> bool:
         """Whether a call was made and is over, so that what comes for it only crossed its end."""
@@ -389,8 +383,6 @@ class Calls:
                 future.set_exception(make_error())
                 self.abandon(answer_id)
         self.slots.fail_waiting(make_error)
-
-    # -- the session -----------------------------------------------------------------------
 
     def close(self, make_error: Callable[[], Exception]) -> None:
         """The session is over: every waiter gets an error of its own, at once."""
