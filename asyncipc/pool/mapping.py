@@ -22,11 +22,15 @@ from asyncipc.pool.descriptors import has_descriptors
 from asyncipc.pool.payload import Failure, load_failure
 from asyncipc.pool.policy import ChunkSizer
 from asyncipc.pool.task import PoolTask
+from asyncipc.session.lending import HARMLESS, holds_lent
 
 __all__ = ["map_items"]
 
 # Chunks that each worker may have been given beyond the one that is being read.
 CHUNKS_AHEAD: Final = 2
+
+# Their items are all there, so that none is filled anew for the next.
+CONTAINERS: Final = frozenset({list, tuple, range, set, frozenset, dict})
 
 # What a chunk comes back as: the results up to the first failure, and that failure or None.
 Outcome = tuple[list[Any], Failure | None]
@@ -77,6 +81,7 @@ class _Chunks:
         self._workers = workers
         self._ordered = ordered
         self._chunk_size = chunk_size
+        self._may_refill = type(items) not in CONTAINERS
         self._sizer = ChunkSizer(workers, _length(items))
         self._under_way: dict[PoolTask[Outcome], int] = {}  # and how many items each has, in order
         self._finished: deque[PoolTask[Outcome]] = deque()  # not those in order
@@ -143,15 +148,23 @@ class _Chunks:
         while not self._is_over and self._may_submit():
             count = self._chunk_size or self._sizer.size
             chunk = take(count)
-            self._is_over = len(chunk) < count
+            self._is_over |= len(chunk) < count and not self._ends_lent(chunk)
             self._give(chunk)
 
     def _take_from(self, items: Iterator[Any], count: int) -> list[Any]:
         chunk: list[Any] = []
         try:
-            chunk.extend(islice(items, count))  # what came before a failure stays in it
+            # What came before a failure stays in it.
+            if self._may_refill:
+                while len(chunk) < count and not self._ends_lent(chunk):
+                    chunk.append(next(items))
+            else:
+                chunk.extend(islice(items, count))
+        except StopIteration:
+            self._is_over = True
         except Exception as error:  # noqa: BLE001 - raised in its turn
             self._failure = error
+            self._is_over = True
         return chunk
 
     async def _feed(self, items: AsyncIterator[Any]) -> None:
@@ -161,7 +174,7 @@ class _Chunks:
         try:
             async for item in items:
                 chunk.append(item)
-                if len(chunk) == count:
+                if len(chunk) == count or self._ends_lent(chunk):
                     self._give(chunk)
                     chunk = []
                 while not self._may_submit():
@@ -172,6 +185,12 @@ class _Chunks:
         self._is_over = True
         self._give(chunk)
         self._news.set()
+
+    def _ends_lent(self, chunk: Sequence[Any]) -> bool:
+        """Whether its last item may be filled anew for the next, and so is packed before."""
+        if not (self._may_refill and chunk) or type(chunk[-1]) in HARMLESS:
+            return False
+        return holds_lent(chunk[-1])
 
     def _give(self, chunk: Sequence[Any]) -> None:
         if chunk:

@@ -197,7 +197,7 @@ class Pool:
         it cannot be pickled, that `RemoteError` itself. If the waiting task is cancelled, the
         work is stopped.
         """
-        work = self._packer.pack_call(function, args, kwargs)
+        work = self._packer.pack_call(function, args, kwargs, lasting=True)
         return await self._engine.give(work, timeout, retries, on_progress)
 
     @overload

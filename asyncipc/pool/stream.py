@@ -79,8 +79,9 @@ class PoolStream(AsyncIterator[Item], Generic[Item]):
     """The items of a generator in a worker; made by `asyncipc.Pool.stream`.
 
     Used as ``async with pool.stream(...) as items``, or iterated as it is. Leaving the ``async
-    with``, `aclose`, cancelling the task that reads, and dropping the stream (as ``break`` in a
-    plain ``async for`` does) end it: the generator is closed.
+    with``, `aclose`, and dropping the stream (as ``break`` in a plain ``async for`` does, and a
+    task that is cancelled while it reads) end it: the generator is closed. To wait for an item no
+    longer (a timeout around ``anext``) ends nothing: the item comes to who asks next.
 
     :param start: gives the task to the pool
     """
@@ -98,12 +99,8 @@ class PoolStream(AsyncIterator[Item], Generic[Item]):
         Raises what `asyncipc.Pool.run` raises, behind the items before it.
         """
         task = self._begin()
-        try:
-            items = await task.items()
-            kind, _, *dumped = await anext(items)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+        items = await task.items()
+        kind, _, *dumped = await anext(items)
         if kind != RESULT:
             raise load_failure(dumped)
         try:

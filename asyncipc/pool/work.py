@@ -4,8 +4,9 @@ Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variab
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from asyncipc.lazy import LazyModule
 from asyncipc.pool.context_variables import VariableNames, dump_context
 from asyncipc.pool.jobs import MAP, RUN, STREAM
 from asyncipc.pool.payload import (
@@ -16,6 +17,12 @@ from asyncipc.pool.payload import (
     goes_by_name,
     is_async,
 )
+from asyncipc.wire.attachments import Writable
+
+if TYPE_CHECKING:
+    from asyncipc.transport import shared_memory
+else:
+    shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
 __all__ = ["Packer", "Work"]
 
@@ -59,13 +66,20 @@ class Packer:
         self._known: dict[Callable[..., Any], tuple[bytes, str, bool]] = {}
 
     def pack_call(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        lasting: bool = False,
     ) -> Work:
         """One call, with the context variables of who packs it.
 
+        :param lasting: who packs it waits for its end, until which the buffers among the arguments
+            do not change; else they are copied
         :raises EncodeError: function or arguments cannot be pickled
         """
-        return self._pack(RUN, function, (args, kwargs))
+        return self._pack(RUN, function, (args, kwargs), lasting=lasting)
 
     def pack_chunk(self, function: Callable[..., Any], items: Sequence[Any]) -> Work:
         """A call with each of the items; see `pack_call`."""
@@ -79,10 +93,15 @@ class Packer:
         work.metadata = {**(work.metadata or {}), "stream": True}
         return work
 
-    def _pack(self, method: str, function: Callable[..., Any], arguments: Any) -> Work:
+    def _pack(
+        self, method: str, function: Callable[..., Any], arguments: Any, *, lasting: bool = False
+    ) -> Work:
         known = self._known.get(function) if goes_by_name(function) else None
         pickled, name, exclusive = known if known is not None else self._look_at(function)
-        params = [pickled, *dump_arguments(arguments, name)]
+        dumped = dump_arguments(arguments, name)
+        if len(dumped) > 1 and not lasting:
+            dumped[1:] = map(_owned, dumped[1:])
+        params = [pickled, *dumped]
         context = dump_context(self._variables)
         metadata = None if context is None else {"context": context}
         return Work(method, params, metadata, name, exclusive=exclusive)
@@ -94,3 +113,18 @@ class Packer:
                 self._known.clear()
             self._known[function] = found
         return found
+
+
+def _owned(buffer: memoryview | bytearray | Writable) -> memoryview | bytearray | Writable:
+    """A copy of a buffer that its owner may change, which arrives as the buffer would.
+
+    `asyncipc.shared_buffer` is for those who will not.
+    """
+    if isinstance(buffer, bytearray):
+        return bytearray(buffer)
+    view = buffer.buffer if isinstance(buffer, Writable) else buffer
+    if type(view.obj) is bytes or shared_memory.memory_behind(view) is not None:
+        return buffer
+    if isinstance(buffer, Writable):
+        return Writable(memoryview(bytearray(view)))
+    return memoryview(bytes(view))

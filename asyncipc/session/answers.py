@@ -138,7 +138,7 @@ class Answers(abc.ABC):
         data = self._codec.encode(fault, attachments)
         if attachments or len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, attachments, fault)
-            self._outbox.put_large([data, *attachments], wire_id + 1)
+            self._outbox.put_large([data, *attachments], wire_id + 1, lasting=False)
         else:
             self._outbox.put(data, wire_id + 1)
         if code != FaultCode.REFUSED:

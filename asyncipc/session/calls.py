@@ -121,8 +121,6 @@ class Calls:
         self._codec = codec
         self._max_requests = self.slots.count = max_requests
 
-    # -- requests --------------------------------------------------------------------------
-
     async def request(
         self,
         method: Any,
@@ -185,10 +183,12 @@ class Calls:
         *,
         metadata: dict[str, Any] | None = None,
         depth: int = 0,
+        lasting: bool = True,
     ) -> int:
         """Send a request for which the other side has a slot.
 
         :param waiter: is told how the call ends
+        :param lasting: the buffers in it do not change before that; else they are copied
         :returns: the id of the answer
         """
         outbox = self._outbox
@@ -212,7 +212,7 @@ class Calls:
             self._depths[answer_id] = depth
         if is_large:
             try:
-                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0)
+                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0, lasting=lasting)
             except EncodeError:  # no descriptor was left to copy one that is to be sent
                 del pending[answer_id]
                 self._depths.pop(answer_id, None)
@@ -243,10 +243,13 @@ class Calls:
     def add_sender(self, answer_id: int) -> ItemSender:
         """The sending end for a call that was begun; it waits until the request has left."""
         sender = self.streams.add_sender(answer_id)
-        unsent = self._unsent.get(answer_id)
-        if unsent is not None:
-            self._outbox.when_left(unsent, 0, sender.hold())
+        if answer_id in self._unsent:
+            self.when_left(answer_id, sender.hold())
         return sender
+
+    def when_left(self, answer_id: int, callback: Callable[[], None]) -> None:
+        """Call back when the request of a call that was begun has left."""
+        self._outbox.when_left(self._unsent.get(answer_id, b""), 0, callback)
 
     def may_come_late(self, answer_id: int) -> bool:
         """Whether a call was made and is over, so that what comes for it only crossed its end."""
@@ -383,14 +386,14 @@ class Calls:
                 self.abandon(answer_id)
         self.slots.fail_waiting(make_error)
 
-    # -- the session -----------------------------------------------------------------------
-
     def close(self, make_error: Callable[[], Exception]) -> None:
         """The session is over: every waiter gets an error of its own, at once."""
         self._deadlines.close()
-        pending = list(self.pending.values())
+        pending, unsent = list(self.pending.values()), list(self._unsent.values())
         self.pending.clear()
         self._unsent.clear()
+        for item in unsent:
+            self._outbox.retract(item, 0)  # its caller hears of the end, and may change its buffers
         self._depths.clear()
         for future in pending:
             if future is not None and not future.done():

@@ -29,7 +29,7 @@ class ChannelEnded(IPCError, anyio.EndOfStream):
 
 
 class ChannelBroken(IPCError, anyio.BrokenResourceError):
-    """The other side has ended the call, so that nothing can be sent any longer."""
+    """The other side has closed its end or ended the call: nothing can be sent any longer."""
 
 
 class ChannelCall(Protocol):
@@ -48,6 +48,9 @@ class ChannelCall(Protocol):
     def end(self) -> None:
         """This side closes its end."""
 
+    async def finish(self) -> None:
+        """`end` in good order: this side has said that it sends no more."""
+
     def drop(self) -> None:
         """Nobody has the channel any longer."""
 
@@ -58,9 +61,17 @@ class Channel(ObjectStream[Any]):
     Implements anyio's ``ObjectStream``. Iterating receives until the other side sends no more. Each
     direction has its own credit: `send` waits while the other side does not receive.
 
-    The call is over when the handler returns; the caller hears of it behind the last item. The
-    caller's `aclose`, which leaving ``async with`` calls, cancels a handler that has not returned.
-    The handler's `aclose` only says that it sends and receives no more.
+    The call is over when the handler returns; the caller hears of it behind the last item. How the
+    caller leaves (`aclose`, the end of ``async with``) tells what becomes of a handler that has not
+    returned:
+
+    - After `send_eof` it may finish: leaving waits until it has returned, or its timeout is over.
+      It receives all that was sent; its own `send` raises `ChannelBroken`. How it ended is not
+      told: who wants to know receives until `ChannelEnded`.
+    - Without, by an exception, or when the leaving is cancelled, it is cancelled.
+
+    A handler that leaves says that it sends and receives no more, and may go on. The caller's
+    `send` raises `ChannelBroken` then.
     """
 
     def __init__(self, call: ChannelCall) -> None:
@@ -71,7 +82,7 @@ class Channel(ObjectStream[Any]):
         """Send an item; returns when it is on its way, which may be before it has left.
 
         :raises ChannelClosed: this side has closed the channel or its sending direction
-        :raises ChannelBroken: the other side has ended the call
+        :raises ChannelBroken: the other side has closed its end, or ended the call
         :raises EncodeError: it cannot be sent; the channel goes on
         :raises FrameTooLarge: it is larger than the other side takes; the channel goes on
         :raises IPCError: the call has failed, in the ways in which `asyncipc.Session.request` does
@@ -83,7 +94,9 @@ class Channel(ObjectStream[Any]):
                 return
         except CallOver:
             if not (self._closed or sender.ended):
-                raise ChannelBroken("the other side has ended the call") from None
+                raise ChannelBroken(
+                    "the other side takes no more: it has closed its end, or ended the call"
+                ) from None
         raise ChannelClosed("this side has said that it sends no more")
 
     async def receive(self) -> Any:
@@ -109,9 +122,13 @@ class Channel(ObjectStream[Any]):
         self._sender().end()
 
     async def aclose(self) -> None:
-        """Close this end; see `Channel`. Never waits."""
+        """Close this end; see `Channel`. Waits only for a handler that may finish."""
         self._closed = True
-        self._call.end()
+        sender = self._call.sender
+        if sender is not None and sender.ended:
+            await self._call.finish()
+        else:
+            self._call.end()
 
     async def __aenter__(self) -> Self:
         await self._call.begin()
@@ -123,7 +140,11 @@ class Channel(ObjectStream[Any]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        if kind is None:
+            await self.aclose()
+        else:
+            self._closed = True
+            self._call.end()
 
     def __del__(self) -> None:
         self._call.drop()

@@ -14,14 +14,25 @@ from typing import Any, Final, Protocol, Self
 from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.item_sender import SMALLEST_COST
 from asyncipc.session.outbox import Outbox
+from asyncipc.session.placing import measure
+from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.messages import CREDIT
+from asyncipc.wire.messages import CREDIT, ITEMS, STOP
 
 __all__ = ["ItemReceiver", "ReceivingSide"]
 
 # Credit goes back when this share of the window may be used up: seldom enough to cost little,
 # early enough that a steady sender never stops.
 CREDIT_SHARE: Final = 4
+
+
+# The other side may encode the same values in fewer bytes than this one. Not in half as many.
+UNSURE: Final = 2
+
+
+# Values, the most that they cost their sender, the least, whether that is still to be looked at,
+# and what drops them.
+_Message = tuple[list[Any], int, int, bool, Callable[[], None] | None]
 
 
 class ReceivingSide(Protocol):
@@ -41,24 +52,27 @@ class ItemReceiver(AsyncIterator[Any]):
     :ivar convert: makes of an item what the reader takes
     :ivar ended: the other side has said that it sends no more
     :ivar over: nothing more will come, for whatever reason
+    :ivar ready: what is left of the first message
     """
 
     __slots__ = (
+        "_doubtful",
         "_due",
         "_error",
         "_finished",
         "_finished_cost",
         "_lane",
         "_messages",
-        "_ready",
         "_side",
         "_taken",
         "_under_way",
+        "_unweighed",
         "_waiting",
         "broken",
         "convert",
         "ended",
         "over",
+        "ready",
     )
 
     def __init__(
@@ -66,14 +80,15 @@ class ItemReceiver(AsyncIterator[Any]):
     ) -> None:
         self._side = side
         self._lane = lane
-        # Values, the largest they may have cost their sender, the least, and what drops them.
-        self._messages: deque[tuple[list[Any], int, int, Callable[[], None] | None]] = deque()
-        self._ready: Iterator[Any] = iter(())  # what is left of the first message
+        self._messages: deque[_Message] = deque()
+        self.ready: Iterator[Any] = iter(())
         self._taken: tuple[int, int] | None = None  # what that message cost
         self._finished = 0  # messages, since credit was last given; they cost ...
         self._finished_cost = 0  # ... at least this
         self._due = 0  # ... at most this
         self._under_way = 0  # the least that all messages without credit cost
+        self._unweighed = 0  # how many came last, and ...
+        self._doubtful = 0  # ... how much more these may have cost
         self._waiting: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None
         self.ended: bool = False
@@ -84,13 +99,20 @@ class ItemReceiver(AsyncIterator[Any]):
     # -- what comes ------------------------------------------------------------------------
 
     def receive(
-        self, values: list[Any], size: int, drop: Callable[[], None] | None, *, alone: bool
+        self,
+        values: list[Any],
+        most: int,
+        least: int,
+        doubt: int | None,
+        drop: Callable[[], None] | None,
     ) -> None:
         """Items came.
 
-        :param size: bytes of the frame, or of the transfer
+        :param most: what the message may have cost its sender, in bytes
+        :param least: what it did cost
+        :param doubt: how much more those of its frame may have cost, if they are to be looked at
+            before the credit counts as overrun; else None
         :param drop: closes the file descriptors among them, if there are any
-        :param alone: nothing else was in it, so that this is what the message cost
         :raises RemoteProtocolError: there was no credit for them, or they stand behind the end
         """
         if self.ended:
@@ -99,17 +121,32 @@ class ItemReceiver(AsyncIterator[Any]):
             if drop is not None:
                 drop()
             return
+        if self._doubtful and self._under_way + self._doubtful >= self._side.granted:
+            self._weigh()
         if self._under_way >= self._side.granted:
             raise RemoteProtocolError(
                 f"the other side sent items while at least {self._under_way} bytes of them were "
                 f"under way; Limits.stream_credit is {self._side.granted}"
             )
-        size = max(size, SMALLEST_COST)
-        least = size if alone else SMALLEST_COST
+        least = max(least, SMALLEST_COST)
         self._under_way += least
-        self._messages.append((values, size, least, drop))
+        if doubt is not None or self._unweighed:
+            self._unweighed += 1
+            self._doubtful += doubt or 0
+        self._messages.append((values, max(most, least), least, doubt is not None, drop))
         if self._waiting:
             self._wake()
+
+    def received_together(self, count: int, beyond: int) -> None:
+        """The last messages came in one frame, and cost that much more.
+
+        It is put down to the first of them, so that it is gone with the first credit: which of them
+        cost it is not known.
+        """
+        if not self.over and len(self._messages) >= count:
+            values, most, least, is_doubtful, drop = self._messages[-count]
+            self._messages[-count] = values, most, least + beyond, is_doubtful, drop
+            self._under_way += beyond
 
     def end(self) -> None:
         """The other side has said that it sends no more.
@@ -138,9 +175,15 @@ class ItemReceiver(AsyncIterator[Any]):
             if drop is not None:
                 drop()
         self._messages.clear()
-        self._ready = iter(())
+        self.ready = iter(())
         self._taken = None
         self._wake()
+
+    def stop(self) -> None:
+        """`close`, and tell the other side, which may be waiting for credit."""
+        if not self.over:
+            self._side.outbox.put(self._side.codec.encode([STOP, self._lane], []))
+        self.close()
 
     @property
     def is_read(self) -> bool:
@@ -157,22 +200,22 @@ class ItemReceiver(AsyncIterator[Any]):
 
         :raises Exception: what ended the stream, if it did not end in good order
         """
-        for value in self._ready:  # the shortest way to the next, if there is one
+        for value in self.ready:  # the shortest way to the next, if there is one
             return value
         return await self.next()
 
     async def next(self) -> Any:
         """The next item, which may have to be waited for; see `__anext__`."""
         while True:
-            for value in self._ready:  # another reader was faster, and left some
+            for value in self.ready:  # another reader was faster, and left some
                 return value
             if self._taken is not None:
                 self._settle(*self._taken)
                 self._taken = None
             if self._messages:
-                values, most, least, _ = self._messages.popleft()
+                values, most, least, *_ = self._messages.popleft()
                 self._taken = most, least
-                self._ready = iter(values if self.convert is None else map(self.convert, values))
+                self.ready = iter(values if self.convert is None else map(self.convert, values))
             elif self.over:
                 if self._error is not None:
                     raise self._error
@@ -192,6 +235,25 @@ class ItemReceiver(AsyncIterator[Any]):
             self._side.outbox.put(self._side.codec.encode(credit, []))
             self._under_way -= self._finished_cost
             self._finished = self._finished_cost = self._due = 0
+
+    def _weigh(self) -> None:
+        """Look closer at what came in batches with others, of which that much is not credited."""
+        messages = self._messages
+        for at in range(max(0, len(messages) - self._unweighed), len(messages)):
+            values, most, least, is_doubtful, drop = messages[at]
+            if is_doubtful:
+                weighed = max(least, self._weight(values, most) // UNSURE)
+                self._under_way += weighed - least
+                messages[at] = values, most, weighed, False, drop
+        self._unweighed = self._doubtful = 0
+
+    def _weight(self, values: list[Any], most: int) -> int:
+        attachments: list[Attachment] = []
+        try:
+            data = self._side.codec.encode([ITEMS, self._lane, values], attachments)
+        except Exception:  # noqa: BLE001 - so this side would never have sent it, and cannot tell
+            return most
+        return min(most, len(data) + measure(attachments)[0])
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

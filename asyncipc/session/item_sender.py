@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
+from asyncipc.session.lending import HARMLESS, holds_lent
 from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
 from asyncipc.session.placing import close_given, has_descriptors
-from asyncipc.wire.arrays import is_array
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.messages import END, ITEMS
@@ -40,18 +40,13 @@ MOST_ITEMS: Final = 512
 # How many are tried first, while nothing is known of their size.
 FIRST_ITEMS: Final = 32
 
-# Text or bytes of this length are sent without waiting for more.
+# Text or bytes of this length are sent without waiting for more. (So is what holds something lent.)
 LARGE_ITEM: Final = 4 * 1024
 SIZED: Final = frozenset({str, bytes})
 
-# So is what its owner may fill anew or close when asked for the next item: buffers, and what has a
-# file descriptor. These are neither, and are many.
-PLAIN: Final = frozenset({int, float, dict, list, tuple})
-BUFFERS: Final = frozenset({bytearray, memoryview})
-
 
 class CallOver(Exception):
-    """Nothing can be sent any longer, because the call has ended in good order."""
+    """Nothing can be sent any longer: the call has ended in good order, or nobody takes more."""
 
 
 class SendingSide(Protocol):
@@ -72,19 +67,21 @@ class ItemSender:
     """Sends items.
 
     :param lane: the id of the call, as it stands in messages of this side
+    :ivar batch: how many items go into one message, as far as their size is known
     :ivar ended: this side has said that it sends no more
     """
 
     __slots__ = (
-        "_batch",
         "_costs",
         "_credit",
         "_error",
+        "_is_held",
         "_lane",
         "_scheduled",
         "_side",
         "_values",
         "_waiting",
+        "batch",
         "ended",
     )
 
@@ -94,8 +91,9 @@ class ItemSender:
         self._credit = side.window
         self._costs: deque[int] = deque()  # of the messages under way, in the order sent
         self._values: list[Any] = []  # gathered, not encoded yet
-        self._batch = FIRST_ITEMS
+        self.batch: int = FIRST_ITEMS
         self._scheduled = False
+        self._is_held = False
         self._waiting: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None  # why nothing more can be sent
         self.ended: bool = False
@@ -103,10 +101,15 @@ class ItemSender:
     def hold(self) -> Callable[[], None]:
         """Send nothing yet; returns what is to be called when sending may begin."""
         window, self._credit = self._credit, 0
+        self._is_held = True
 
         def release() -> None:
-            self._credit += window
-            self._go_on()
+            self._is_held = False
+            if self._error is None:
+                self._credit += window
+                self._go_on()
+                if self.ended:
+                    self._put_end()
 
         return release
 
@@ -119,10 +122,20 @@ class ItemSender:
         """
         values = self._values
         values.append(value)
-        kind = value.__class__
-        if len(values) >= self._batch or (
-            len(value) >= LARGE_ITEM if kind in SIZED else kind not in PLAIN and _is_lent(kind)
+        kind = type(value)
+        if kind is dict:  # the commonest by far, and so looked into here
+            for each in value.values():
+                if type(each) not in HARMLESS and holds_lent(each):
+                    self.flush()
+                    return True
+        elif (
+            len(value) >= LARGE_ITEM
+            if kind in SIZED
+            else kind not in HARMLESS and holds_lent(value)
         ):
+            self.flush()
+            return True
+        if len(values) >= self.batch:
             self.flush()
             return True
         if not self._scheduled:
@@ -153,25 +166,25 @@ class ItemSender:
     def flush(self) -> None:
         """Send what was gathered, as far as there is credit."""
         while self._values and self._credit > 0 and self._error is None:
-            values = self._values[: self._batch]
+            values = self._values[: self.batch]
             try:
                 data, attachments = self._encoded(values)
                 if len(data) > LARGEST_MESSAGE and len(values) > 1:
-                    self._batch = max(1, len(values) * MESSAGE_SIZE // len(data))
+                    self.batch = max(1, len(values) * MESSAGE_SIZE // len(data))
                     continue
                 if len(values) > 1 and has_descriptors(attachments):
-                    self._batch = 1  # so that who does not read a message knows what to close
+                    self.batch = 1  # so that who does not read a message knows what to close
                     continue
                 self._put(values, data, attachments)
             except (EncodeError, FrameTooLarge) as error:
                 if len(values) > 1:
-                    self._batch = 1  # those before the culprit are sent
+                    self.batch = 1  # those before the culprit are sent
                     continue
                 self.close(error)
                 return
             del self._values[: len(values)]
             room = MESSAGE_SIZE * len(values) // len(data)
-            self._batch = min(room or 1, 2 * self._batch, MOST_ITEMS)
+            self.batch = min(room or 1, 2 * self.batch, MOST_ITEMS)
 
     def _flush_scheduled(self) -> None:
         self._scheduled = False
@@ -184,7 +197,7 @@ class ItemSender:
 
         :raises EncodeError: it cannot be sent
         :raises FrameTooLarge: it is larger than the other side takes
-        :raises CallOver: the call has ended in good order, or the end was sent meanwhile
+        :raises CallOver: nobody takes it any longer, or the end was sent meanwhile
         :raises Exception: what else ended it
         """
         await self.ready()
@@ -216,7 +229,8 @@ class ItemSender:
         """Say that no more items come; everything was sent before."""
         if not self.ended and self._error is None:
             self.ended = True
-            self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
+            if not self._is_held:
+                self._put_end()
 
     # -- what comes back -------------------------------------------------------------------
 
@@ -268,6 +282,9 @@ class ItemSender:
         with contextlib.suppress(EncodeError):
             close_given(self._encoded(self._values)[1])
 
+    def _put_end(self) -> None:
+        self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
+
     def _encoded(self, values: list[Any]) -> tuple[bytes, list[Attachment]]:
         attachments: list[Attachment] = []
         return self._side.codec.encode([ITEMS, self._lane, values], attachments), attachments
@@ -304,7 +321,3 @@ def descriptors_cost(count: int, window: int, most: int) -> int:
     :param most: descriptors that one message may have
     """
     return count * window // max(1, most)
-
-
-def _is_lent(kind: type) -> bool:
-    return kind in BUFFERS or hasattr(kind, "fileno") or is_array(kind)

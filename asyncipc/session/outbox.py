@@ -250,7 +250,7 @@ class Outbox:
         return transfer
 
     def retract(self, item: Transfer | bytes, lane: int) -> bool:
-        """Drop what has not left of a message.
+        """Drop what has not left of a message. Its buffers may change from now on.
 
         :returns: False if all of it has left already, so that the other side will get it
         """
@@ -259,6 +259,9 @@ class Outbox:
                 return False
             self.size -= len(item)
             return True
+        if self.is_blocked and item.number:
+            self._sink.copy_kept()
+        item.outgoing.forget()
         if item.outgoing.finished or item.retracted:
             return item.retracted
         item.retracted = True
@@ -436,8 +439,8 @@ class Outbox:
     def _finish(self, transfer: Transfer) -> None:
         """A transfer has left or was dropped: what stands behind it in its lane may go."""
         self._queue += self._lanes.leave(transfer)
-        if self.is_blocked:
-            self._on_written += (transfer.end,)  # the transport still reads the buffers
+        if self.is_blocked and transfer.number:
+            self._on_written += (transfer.end,)  # the transport still has what belongs to it
         else:
             transfer.end()
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from asyncipc.errors import DecodeError, ProtocolError, RemoteProtocolError
 from asyncipc.session.arrivals import Arrivals
+from asyncipc.session.batch_costs import BatchCosts
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.item_sender import descriptors_cost
@@ -181,6 +182,7 @@ class Router:
         incoming = self._incoming_notifications
         before = incoming.received
         batch = decoded if isinstance(decoded[0], list) else (decoded,)
+        costs: BatchCosts | None = None
         for message in batch:
             kind = message[0]
             if kind == REPLY:
@@ -191,11 +193,11 @@ class Router:
                 incoming.receive(message)
             elif kind == ITEMS:
                 check_fields(message)
-                alone = batch is not decoded
-                if beside is None:
-                    self._streams.receive(message, size, None, alone=alone)
+                if batch is decoded and beside is None:
+                    costs = costs or BatchCosts(batch, size)
+                    costs.receive(message, self._streams)
                 else:
-                    self._receive_items_beside(message, size, beside, alone=alone)
+                    self._receive_items(message, size, beside, alone=batch is not decoded)
             else:
                 receive = self._OTHERS.get(kind)
                 if receive is not None:
@@ -208,17 +210,20 @@ class Router:
         if incoming.received != before:
             incoming.settle(size)
 
-    def _receive_items_beside(
-        self, message: list[Any], size: int, beside: Beside, *, alone: bool
+    def _receive_items(
+        self, message: list[Any], size: int, beside: Beside | None, *, alone: bool
     ) -> None:
-        """Items with descriptors or in shared memory came."""
+        """Items came, alone or with descriptors or in shared memory."""
+        if beside is None:
+            self._streams.receive(message, size, size, None)
+            return
         if not alone or self._sideband is None:
             raise RemoteProtocolError(
                 "the other side sent a batch as a transfer, with what does not come in the stream"
             )
         most = self._sideband.limits.max_descriptors
         size = max(size, descriptors_cost(beside.descriptors, self._streams.granted, most))
-        self._streams.receive(message, size, beside.close_descriptors, alone=True)
+        self._streams.receive(message, size, size, None, beside.close_descriptors)
 
     def _receive_fault(self, message: list[Any]) -> None:
         self._calls.failed(message)
@@ -237,6 +242,9 @@ class Router:
             self._notifications.credited(message[2])
         else:
             self._streams.credited(message[1], message[2])
+
+    def _receive_stop(self, message: list[Any]) -> None:
+        self._streams.stopped(message[1])
 
     def _receive_extend(self, message: list[Any]) -> None:
         self._calls.extended(message[1], message[2])
@@ -343,6 +351,7 @@ class Router:
         messages.END: _receive_end,
         messages.CREDIT: _receive_credit,
         messages.EXTEND: _receive_extend,
+        messages.STOP: _receive_stop,
         messages.PING: _receive_ping,
         messages.PONG: _receive_pong,
         messages.BEGIN: _receive_begin,

@@ -101,7 +101,11 @@ class ServedStreams:
         if self.sender is not None:
             self.sender.end()
         if self.receiver is not None:
-            self.receiver.close()
+            self.receiver.stop()
+
+    async def finish(self) -> None:
+        """`end`: who serves a call has nobody to wait for."""
+        self.end()
 
     def drop(self) -> None:
         """Nothing to do: the call ends with its handler."""
@@ -129,6 +133,8 @@ async def serve_streams(handlers: tuple[Handler, ...], params: Any, call: Call) 
         if handlers[0].is_inline:
             raise _gives_one_result(call)
         result = await run_handlers(handlers, streams.bind(params), call)
+    except CallOver:
+        return None  # the caller takes no more items, and gets no error for that
     except Exception:
         with contextlib.suppress(Exception):
             await sender.drain()  # the error comes behind the items before it

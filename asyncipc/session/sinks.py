@@ -18,6 +18,9 @@ class Sink(Protocol):
         """See `asyncipc.transport.base.Transport.write`."""
         ...
 
+    def copy_kept(self) -> None:
+        """See `asyncipc.transport.base.Transport.copy_kept`."""
+
 
 class DescriptorSink(Sink, Protocol):
     """The same of one that can carry descriptors."""
@@ -33,6 +36,9 @@ class Nowhere:
     def write(self, _buffers: Sequence[Buffer]) -> bool:
         """Everything fits."""
         return True
+
+    def copy_kept(self) -> None:
+        """Nothing is kept."""
 
 
 NOWHERE: Final = Nowhere()

@@ -92,7 +92,13 @@ class StreamedCall:
         if place is not None:
             metadata["items"] = place
         self._answer_id = answer_id = calls.begin(
-            future, self.method, params, timeout, metadata=metadata, depth=depth
+            future,
+            self.method,
+            params,
+            timeout,
+            metadata=metadata,
+            depth=depth,
+            lasting=False,  # nobody waits for the end before using the buffers again
         )
         self.receiver = calls.streams.add_receiver(answer_id, self._broken)
         if self._sends:
@@ -126,6 +132,16 @@ class StreamedCall:
         if self.receiver is not None:
             self.receiver.close()
 
+    async def finish(self) -> None:
+        """This side has sent all, and takes no more: wait for the other side, then `end`."""
+        future, receiver = self._future, self.receiver
+        try:
+            if future is not None and receiver is not None and not future.done():
+                self._calls.when_left(self._answer_id, receiver.stop)
+                await asyncio.wait([future])
+        finally:
+            self.end()
+
     def drop(self) -> None:
         """`end`, from whatever thread a finalizer runs in."""
         future, receiver = self._future, self.receiver
@@ -142,9 +158,10 @@ class Stream(AsyncIterator[Any]):
     at the one or the other, not before. The other side is at most its credit ahead of the reader:
     `Limits.stream_credit` of this side, in bytes.
 
-    Leaving the ``async with``, `aclose`, cancelling the task that reads, and dropping the stream
-    (as ``break`` in a plain ``async for`` does) end the call: the generator on the other side is
-    closed, and what had come is thrown away.
+    Leaving the ``async with``, `aclose`, and dropping the stream (as ``break`` in a plain ``async
+    for`` does, and a task that is cancelled while it reads) end the call: the generator on the
+    other side is closed, and what had come is thrown away. To wait for an item no longer (a
+    timeout around ``anext``) ends nothing: the item comes to who asks next.
     """
 
     __slots__ = ("__weakref__", "_call", "_receiver")
@@ -162,10 +179,14 @@ class Stream(AsyncIterator[Any]):
         Raises what `asyncipc.Session.request` raises; what ended the call comes behind the items
         before it.
         """
-        if self._receiver is None:
+        receiver = self._receiver
+        if receiver is None:
             await self._begin()
-            assert self._receiver is not None
-        return await self._receiver.__anext__()
+            receiver = self._receiver
+            assert receiver is not None
+        for value in receiver.ready:  # as `ItemReceiver.__anext__` does, without one more coroutine
+            return value
+        return await receiver.next()
 
     async def __aenter__(self) -> Self:
         await self._begin()

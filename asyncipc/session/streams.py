@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from asyncipc.errors import DecodeError, RemoteProtocolError
 from asyncipc.session.item_receiver import ItemReceiver
-from asyncipc.session.item_sender import ItemSender
+from asyncipc.session.item_sender import CallOver, ItemSender
 from asyncipc.session.outbox import Outbox
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
@@ -119,7 +119,12 @@ class Streams:
     # -- what comes ------------------------------------------------------------------------
 
     def receive(
-        self, message: list[Any], size: int, drop: Callable[[], None] | None, *, alone: bool
+        self,
+        message: list[Any],
+        most: int,
+        least: int,
+        doubt: int | None,
+        drop: Callable[[], None] | None = None,
     ) -> None:
         """Items came; see `ItemReceiver.receive`."""
         wire_id = message[1]
@@ -133,7 +138,13 @@ class Streams:
         else:
             values = message[2]
             self.items_received += len(values)
-            receiver.receive(values, size, drop, alone=alone)
+            receiver.receive(values, most, least, doubt, drop)
+
+    def received_together(self, wire_id: int, count: int, beyond: int) -> None:
+        """See `ItemReceiver.received_together`."""
+        receiver = self._receivers.get(wire_id)
+        if receiver is not None:
+            receiver.received_together(count, beyond)
 
     def receive_end(self, wire_id: int) -> None:
         """The end of the items of a call came."""
@@ -150,6 +161,13 @@ class Streams:
             self._check_late(wire_id, "credit for items")
         else:
             sender.credited(count)
+
+    def stopped(self, wire_id: int) -> None:
+        """The other side takes no more items of a call; late or unasked for, that is ignored."""
+        sender = self._senders.get(wire_id)
+        if sender is not None:
+            sender.close(CallOver())
+            sender.retract()
 
     def _check_late(self, wire_id: int, what: str) -> None:
         if not self._calls.may_come_late(wire_id):

@@ -83,10 +83,13 @@ class Upload:
     async def _send(self, items: AsyncIterable[Any]) -> None:
         try:
             await send_all(items, self._sender)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets it
-            if not self._future.done():
+        except BaseException as error:
+            # A CancelledError may be the iterable's own: nobody but `_stop` cancels this task.
+            if not (self._future.done() or isinstance(error, CallOver)):
                 self._future.set_exception(_carried(error))
                 self._calls.abandon(self._answer_id)
+            if not isinstance(error, Exception):
+                raise
         else:
             self._sender.end()
 
@@ -98,10 +101,10 @@ class Upload:
         self._calls.streams.remove(self._answer_id)
 
 
-def _carried(error: Exception) -> Exception:
+def _carried(error: BaseException) -> Exception:
     """The error of a caller's own iterable, as something that a future can carry."""
-    if isinstance(error, StopIteration):
-        failure = RuntimeError("the async iterable raised StopIteration")
-        failure.__cause__ = error
-        return failure
-    return error
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    failure = RuntimeError(f"the async iterable raised {type(error).__name__}")
+    failure.__cause__ = error
+    return failure

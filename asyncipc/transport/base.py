@@ -11,10 +11,10 @@ The contract, which ``tests/contract`` runs over every implementation:
    `Receiver.buffer_updated` in the same step, so that receivers of one loop may share memory.
    Where nothing was there to read, `buffer_updated` does not follow.
 3. `Transport.write` takes everything it is given, after `start`. It returns True when all of it
-   has left. Otherwise it returns False, keeps the buffers (uncopied: do not change them) and
-   calls `Receiver.writable` once when they have left; until then it must not be called again.
-   A failure to write is never raised: write returns False, and `Receiver.connection_lost` comes in
-   the place of `writable`, behind what there was still to read.
+   has left. Otherwise it returns False, keeps the buffers (uncopied: do not change them before
+   `Transport.copy_kept`) and calls `Receiver.writable` once when they have left; until then it
+   must not be called again. A failure to write is never raised: write returns False, and
+   `Receiver.connection_lost` comes in the place of `writable`, behind what there was still to read.
 4. `Receiver.end_of_input` comes at most once, when the other side has finished sending but may
    still be reading. No data follows. Over TCP a hang-up looks the same, until a write fails.
 5. `Receiver.connection_lost` comes exactly once after `start`, last of all calls, in a later turn
@@ -146,6 +146,10 @@ class Transport(Protocol):
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """Send the buffers one behind the other; see rule 3. Ignored after the end."""
+        ...
+
+    def copy_kept(self) -> None:
+        """Copy what the last `write` keeps, if anything, so that its owner may change it."""
         ...
 
     def read_available(self) -> None:

@@ -98,6 +98,10 @@ class MemoryTransport:
         other._schedule()
         return fits
 
+    def copy_kept(self) -> None:
+        if self._keeps_write:
+            self._other._copy_incoming()
+
     def write_eof(self) -> None:
         if self._output_ended:
             return
@@ -131,7 +135,10 @@ class MemoryTransport:
         while self._incoming_size > _CAPACITY:
             chunk = self._incoming.pop()
             self._incoming_size -= len(chunk)
-        # Its owner is free to change it from now on.
+        self._copy_incoming()
+
+    def _copy_incoming(self) -> None:
+        """Its owner is free to change it from now on."""
         self._incoming = deque(memoryview(bytes(chunk)) for chunk in self._incoming)
 
     def _schedule(self) -> None:

@@ -313,6 +313,9 @@ class PolledTransport(abc.ABC):
             self._poll_output(True)
         return not self._unsent
 
+    def copy_kept(self) -> None:
+        self._unsent = list(map(bytes, self._unsent))
+
     def _refuse_write(self) -> bool:
         if self._unsent:
             raise LocalProtocolError("write() was called before the last one was finished")

@@ -55,7 +55,7 @@ class _Streams(Protocol):
         """Empty at the end."""
         ...
 
-    async def send(self, buffers: Sequence[Buffer]) -> None:
+    async def send(self, data: bytes) -> None:
         """Returns when all has left."""
         ...
 
@@ -236,6 +236,9 @@ class StreamTransport:
         self._work.set()
         return not self._kept
 
+    def copy_kept(self) -> None:
+        self._kept = tuple(map(bytes, self._kept))
+
     def write_eof(self) -> None:
         if self._output_ended:
             return
@@ -250,7 +253,7 @@ class StreamTransport:
                 await self._work.wait()
                 self._work.clear()
                 if self._kept:
-                    await self._streams.send(self._kept)
+                    await self._streams.send(b"".join(self._kept))
                     self._kept = ()
                     receiver.writable()
                 elif self._output_ended:
@@ -290,8 +293,8 @@ class _AsyncioStreams:
     async def receive(self) -> bytes:
         return await self._reader.read(_READ_SIZE)
 
-    async def send(self, buffers: Sequence[Buffer]) -> None:
-        self._writer.write(b"".join(buffers))
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
         await self._writer.drain()
 
     async def send_eof(self) -> bool:
@@ -340,9 +343,9 @@ class _AnyioStreams:
         except anyio.BrokenResourceError as error:
             raise _cause(error) from None
 
-    async def send(self, buffers: Sequence[Buffer]) -> None:
+    async def send(self, data: bytes) -> None:
         try:
-            await self._send.send(b"".join(buffers))
+            await self._send.send(data)
         except anyio.BrokenResourceError as error:
             raise _cause(error) from None
 

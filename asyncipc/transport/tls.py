@@ -152,9 +152,13 @@ class TlsTransport(asyncio.BufferedProtocol):
             return False
         if self._kept:
             raise LocalProtocolError("write() was called before the last one was finished")
-        self._transport.writelines(buffers)
+        # Joined: the loop may keep what it is given, and could not be told to copy it.
+        self._transport.write(b"".join(buffers))
         self._kept = self._full
         return not self._kept
+
+    def copy_kept(self) -> None:
+        """It is a copy already."""
 
     def read_available(self) -> None:
         """What has come is still encrypted, and in the loop's hands."""

@@ -44,6 +44,7 @@ __all__ = [
     "REPLY",
     "REQUEST",
     "RETRACT",
+    "STOP",
     "GoodbyeCode",
     "check_fields",
     "shown",
@@ -72,6 +73,7 @@ PROGRESS: Final = 64
 PING: Final = 65
 PONG: Final = 66
 EXTEND: Final = 67
+STOP: Final = 68
 
 
 class GoodbyeCode(enum.IntEnum):
@@ -286,6 +288,7 @@ _FIELDS: Final[dict[int, tuple[str, tuple[_Field, ...]]]] = {
             ("seconds", _is_extension, "seconds from 0", False),
         ),
     ),
+    STOP: ("stop", (_id("id"),)),
 }
 
 FIELD_NAMES: Final[dict[int, tuple[str, ...]]] = {

@@ -67,6 +67,10 @@ class Outgoing:
                 self._offset = 0
         return part
 
+    def forget(self) -> None:
+        """Nobody asks for the rest: let go of the buffers."""
+        self._segments = []
+
     @property
     def finished(self) -> bool:
         """All bytes were handed out."""

@@ -177,6 +177,34 @@ async def test_kept_buffers_are_not_copied(kind: Kind, pair: tuple[End, End]) ->
     await right.heard.received(16 * MIB)
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_kept_buffers_are_copied_when_asked_to(
+    pair: tuple[End, End], has_begun: bool
+) -> None:
+    left, right = pair
+    left.call("copy_kept")  # there is nothing
+    right.call("pause_reading")
+    await turns()
+    expected = pattern(4 * MIB)
+    data, count = bytearray(expected), 1
+    while left.write(memoryview(data)):
+        count += 1
+        await turns(2)
+    if has_begun:
+        right.call("resume_reading")
+        await right.heard.received(1)
+        right.call("pause_reading")
+    left.call("copy_kept")
+    data[:] = bytes(len(data))
+    data.append(0)  # nobody uses it
+    right.call("resume_reading")
+    await left.heard.heard("writable")
+    left.call("copy_kept")
+    await left.send(b"end")
+    await right.heard.received(count * len(expected) + 3)
+    assert right.heard.data == expected * count + b"end"
+
+
 async def test_paused_is_silent(pair: tuple[End, End]) -> None:
     left, right = pair
     right.call("pause_reading")

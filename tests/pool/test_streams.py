@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asyncipc import EncodeError, Pool, RemoteError, TaskTimeout, WorkerDied, progress
-from tests.pool.support import LIMIT, Reports, in_workers, open_pool, tell
+from tests.pool.support import LIMIT, Reports, ask_async, in_workers, open_pool, tell
 
 
 def count(until: int) -> Iterator[int]:
@@ -122,6 +122,35 @@ async def stuck_behind_one(address: bytes) -> AsyncIterator[int]:
         await asyncio.get_running_loop().create_future()
     finally:
         tell(address, "closed")
+
+
+async def three_of_which_one_waits(address: bytes) -> AsyncIterator[int]:
+    yield 1
+    await ask_async(address, "waiting")
+    yield 2
+    yield 3
+
+
+async def give_up_waiting(items: AsyncIterator[int]) -> None:
+    waiting = asyncio.ensure_future(anext(items))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+@in_workers
+async def test_an_item_that_is_not_waited_for_any_longer_comes_to_the_next_who_asks(
+    reports: Reports,
+) -> None:
+    async with open_pool() as pool, pool.stream(three_of_which_one_waits, reports.address) as items:
+        await give_up_waiting(items)  # for a worker
+        assert await anext(items) == 1
+        report = await reports.next("waiting")
+        await give_up_waiting(items)
+        reports.answer(report)
+        assert [item async for item in items] == [2, 3]
+        assert pool.statistics().cancelled == 0
 
 
 @in_workers

@@ -236,5 +236,13 @@ class RawPeer:
         self.send([66, token])
         await ping
 
+    def pause(self) -> None:
+        """Take nothing from the kernel any more."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def resume(self) -> None:
+        """The reverse of `pause`."""
+        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     def close(self) -> None:
         self.writer.close()

@@ -22,10 +22,12 @@ from asyncipc import (
     Peer,
     PeerDied,
     RemoteError,
+    Session,
     SessionClosed,
 )
 from tests.session.support import (
     KIB,
+    MIB,
     TRANSPORTS,
     Journal,
     RawPeer,
@@ -37,7 +39,7 @@ from tests.session.support import (
 )
 from tests.session.test_streams import nothing_is_kept
 
-REQUEST, REPLY, CANCEL, ITEMS, END = 2, 3, 6, 7, 8
+REQUEST, REPLY, CANCEL, ITEMS, END, STOP = 2, 3, 6, 7, 8, 68
 
 
 def echoing() -> tuple[Peer, Journal]:
@@ -149,6 +151,137 @@ async def test_leaving_cancels_the_handler() -> None:
             assert isinstance(await failure(use()), ChannelClosed)
         await channel.aclose()
         await until(lambda: nothing_is_kept(session, other), session)
+
+
+def sinking() -> tuple[Peer, Journal, asyncio.Event]:
+    """A peer whose handler receives, once it may, and tells what came and how it ended."""
+    peer, news, go_on = Peer(limits=Limits(stream_credit=16 * KIB)), Journal(), asyncio.Event()
+
+    @peer.on_request
+    async def sink(_data: bytes, call: Call) -> None:
+        async with call.channel() as channel:
+            await go_on.wait()
+            try:
+                items = [item async for item in channel]
+            except asyncio.CancelledError:
+                news.append("cancelled")
+                raise
+            news.append(len(items))
+            error = await failure(send_for_ever(channel))
+            news.append(type(error))
+
+    return peer, news, go_on
+
+
+async def send_for_ever(channel: Channel) -> None:
+    while True:
+        await channel.send("x" * 1000)
+
+
+@pytest.mark.parametrize("size", [1, 3 * MIB])
+@pytest.mark.parametrize("over", TRANSPORTS)
+async def test_leaving_after_the_end_lets_the_handler_finish(over: str, size: int) -> None:
+    peer, news, go_on = sinking()
+    async with joined(Peer(), peer, over) as (session, other), asyncio.timeout(20):
+        async with session.channel("sink", [bytes(size)]) as channel:
+            for number in range(15):
+                await channel.send(str(number) * 100)
+            await channel.send_eof()
+            asyncio.get_running_loop().call_soon(go_on.set)
+        # It got everything, and could not wait for a reader that has left.
+        assert news == [15, ChannelBroken]
+        assert session.statistics().cancels_sent == 0
+        for use in (channel.receive, channel.send_eof, lambda: channel.send(1)):
+            assert isinstance(await failure(use()), ChannelClosed)
+        await until(lambda: nothing_is_kept(session, other), session)
+        assert session.statistics().pending == 0
+
+
+@pytest.mark.parametrize("way", ["cancel", "exception", "forcefully", "timeout"])
+async def test_leaving_after_the_end_otherwise_cancels_the_handler(way: str) -> None:
+    peer, news, _ = sinking()
+
+    async def leave(session: Session) -> None:
+        timeout = 0.05 if way == "timeout" else None
+        async with session.channel("sink", [b""], timeout=timeout) as channel:
+            await channel.send_eof()
+            if way == "exception":
+                raise ZeroDivisionError
+            if way == "forcefully":
+                await anyio.aclose_forcefully(channel)
+
+    async with joined(Peer(), peer) as (session, other), asyncio.timeout(20):
+        leaving = asyncio.create_task(leave(session))
+        if way == "cancel":
+            await until(lambda: other.statistics().running, session)
+            leaving.cancel()
+        await asyncio.wait([leaving])
+        await until(lambda: session.statistics().cancels_sent == 1, session)
+        await until(lambda: nothing_is_kept(session, other), session)
+        assert news == []
+        expected = {"cancel": asyncio.CancelledError, "exception": ZeroDivisionError}.get(way)
+        if expected is None:
+            await leaving
+        else:
+            assert isinstance(await failure(leaving), expected)
+
+
+async def test_a_handler_that_closes_its_end_tells_who_sends() -> None:
+    peer, go_on = Peer(limits=Limits(stream_credit=16 * KIB)), asyncio.Event()
+
+    @peer.on_request
+    async def leave(call: Call) -> None:
+        async with call.channel() as channel:
+            await channel.send(await channel.receive())
+        await go_on.wait()
+
+    async with joined(Peer(), peer) as (session, other), asyncio.timeout(20):
+        async with session.channel("leave") as channel:
+            await channel.send("first")
+            error = await failure(send_for_ever(channel))
+            assert isinstance(error, ChannelBroken)
+            assert [item async for item in channel] == ["first"]
+            assert other.statistics().running == 1
+            assert isinstance(await failure(channel.send("more")), ChannelBroken)
+            go_on.set()
+        await until(lambda: nothing_is_kept(session, other), session)
+
+
+async def test_a_caller_that_takes_no_more_stops_a_generator_and_an_upload() -> None:
+    """Spoken by hand: the library leaves a stream by a cancel."""
+    peer, closed = Peer(), Journal()
+
+    @peer.on_request
+    async def produce() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "x" * 1000
+        finally:
+            closed.append("closed")
+
+    async with RawPeer.facing(peer, stream_credit=16 * KIB) as (raw, session):
+        raw.send([STOP, 2], [STOP, 3])  # of no call
+        raw.send([REQUEST, 2, "produce", None, None, {"stream": True}])
+        await raw.receive_kind(ITEMS)
+        raw.send([STOP, 2])
+        assert await raw.receive_kind(REPLY) == [REPLY, 3, None]
+        await closed.reaches(1)
+
+        async def items() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.get_running_loop().create_future()
+            finally:
+                closed.append("closed")
+
+        asking = asyncio.create_task(session.request("store", [items()]))
+        _, wire_id, *_ = await raw.receive_kind(REQUEST)
+        await raw.receive_kind(ITEMS)
+        raw.send([STOP, wire_id + 1])
+        await raw.settle(session)
+        raw.send([REPLY, wire_id + 1, "enough"])
+        assert await asking == "enough"
+        await closed.reaches(2)
 
 
 async def test_a_dropped_channel_ends_its_call() -> None:

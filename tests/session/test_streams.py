@@ -1,11 +1,14 @@
 """Streams: a method of the other side that gives items."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import operator
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from asyncipc import (
     EncodeError,
     InvalidParams,
     Limits,
+    MessagePack,
     MethodNotFound,
     Peer,
     PeerDied,
@@ -43,6 +47,7 @@ from tests.session.support import (
 )
 
 REQUEST, REPLY, FAULT, CANCEL, ITEMS, END, BEGIN, CREDIT = 2, 3, 4, 6, 7, 8, 9, 13
+PONG = 66
 
 
 class Producer:
@@ -516,6 +521,27 @@ async def test_ending_early_closes_a_plain_generator(thread: bool) -> None:
         await until(lambda: not other.statistics().running, session)
 
 
+async def test_an_item_that_is_not_waited_for_any_longer_comes_to_the_next_who_asks() -> None:
+    peer, go_on = Peer(), asyncio.Event()
+
+    @peer.on_request
+    async def tail() -> AsyncIterator[int]:
+        yield 1
+        await go_on.wait()
+        yield 2
+        yield 3
+
+    async with talking(peer) as session, session.stream("tail") as rows:
+        assert await anext(rows) == 1
+        waiting = asyncio.create_task(anext(rows))
+        await settled(session)
+        waiting.cancel()
+        assert isinstance(await failure(waiting), asyncio.CancelledError)
+        go_on.set()
+        assert [row async for row in rows] == [2, 3]
+        assert session.statistics().cancels_sent == 0
+
+
 async def test_a_stream_that_is_dropped_when_its_loop_is_gone() -> None:
     peer, _ = producing()
 
@@ -569,6 +595,43 @@ async def test_a_slow_reader_stops_its_producer_and_nothing_else() -> None:
         await until(lambda: nothing_is_kept(session, other))
 
 
+CHUNKS: dict[str, Callable[[int], Any]] = {
+    "bytes": lambda _: bytes(256 * KIB),
+    "in a dict": lambda number: {"at": number, "data": bytes(256 * KIB)},
+    "deep inside": lambda number: [[number, [bytes(256 * KIB)]]],
+    "small, and then large": lambda number: {"data": bytes(1 if number < 2000 else 256 * KIB)},
+}
+
+
+@pytest.mark.parametrize("chunk", CHUNKS.values(), ids=CHUNKS)
+async def test_a_generator_in_a_thread_is_not_far_ahead_of_its_credit(
+    chunk: Callable[[int], Any],
+) -> None:
+    peer, made = Peer(), 0
+
+    @peer.on_request(thread=True)
+    def produce() -> Iterator[Any]:
+        nonlocal made
+        while True:
+            made += 1
+            yield chunk(made)
+
+    async with joined(Peer(), peer) as (session, other), session.stream("produce") as rows:
+        taken = 0
+        while made < 2000 and chunk is CHUNKS["small, and then large"]:
+            await anext(rows)
+            taken += 1
+        await until(lambda: other.statistics().stalls, session)
+        before = -1
+        while made != before:  # nor does it go on in the thread
+            before = made
+            for _ in range(20):
+                await settled(session)
+        small = max(0, 2000 - taken) if chunk is CHUNKS["small, and then large"] else 0
+        assert made - taken - small < 10
+        await anext(rows)
+
+
 async def test_a_stream_that_nobody_reads_holds_a_bounded_amount() -> None:
     peer, producer = producing()
     async with joined(Peer(), peer) as (session, _), session.stream("produce"):
@@ -579,13 +642,14 @@ async def test_a_stream_that_nobody_reads_holds_a_bounded_amount() -> None:
 
 
 async def test_a_reader_that_is_always_slower_gets_everything() -> None:
-    peer, producer = producing(lambda number: [number, "x" * (number % 3000)])
+    peer, producer = producing(lambda number: [number, "x" * (500 + number % 2500)])
     async with talking(peer, first=Peer(limits=Limits(stream_credit=16 * KIB))) as session:
         expected = 0
         async for number, text in session.stream("produce", [1000]):
             expected += 1
-            assert (number, len(text)) == (expected, expected % 3000)
-            assert producer.made - expected < 100 + 16 * KIB
+            assert (number, len(text)) == (expected, 500 + expected % 2500)
+            # The credit and the largest message beyond it: 32 + 64 of the smallest.
+            assert producer.made - expected < 100
             if expected % 10 == 0:
                 await asyncio.sleep(0)
         assert expected == 1000
@@ -647,6 +711,58 @@ async def test_items_in_a_batch_get_their_credit_in_time() -> None:
         assert sum(await asyncio.gather(*(read() for _ in range(20)))) == 400_000
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_items_of_all_sizes_that_are_read_late_break_no_rule(seed: int) -> None:
+    """What is counted for them is never more than they cost their sender."""
+    random = Random(seed)
+    sizes = [random.choice((0, 1, 100, 1000, 4000, 17_000)) for _ in range(600)]
+    peer = Peer()
+
+    @peer.on_request
+    async def send_all(call: Call) -> None:
+        async with call.channel() as channel:
+            for size in sizes:
+                await channel.send("x" * random.randrange(size + 1))
+
+    first = Peer(limits=Limits(stream_credit=16 * KIB))
+    async with talking(peer, first=first) as session, session.channel("send_all") as channel:
+        for _ in sizes:
+            if random.random() < 0.1:
+                await settled(session)
+            await channel.receive()
+
+
+@pytest.mark.parametrize("codec", [MessagePack, JSON])
+async def test_batches_of_many_streams_that_are_read_late_break_no_rule(codec: Any) -> None:
+    peer, first = Peer(codec=codec()), Peer(codec=codec(), limits=Limits(stream_credit=16 * KIB))
+    values = [1, "\u00e9" * 50, b"\0" * 100, {"n": 1.5, "d": Decimal("1.5")}, (), [[2**70]]]
+
+    @peer.on_request
+    async def produce_all(count: int) -> AsyncIterator[Any]:
+        for number in range(count):
+            yield values[number % len(values)]
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+
+    async with joined(first, peer) as (session, other), contextlib.AsyncExitStack() as stack:
+        rows = [
+            await stack.enter_async_context(session.stream("produce_all", [3000]))
+            for _ in range(10)
+        ]
+        await until(lambda: other.statistics().stalls >= 10, session)
+
+        async def read(items: Stream) -> int:
+            count = 0
+            async for item in items:
+                assert item == values[count % len(values)]
+                count += 1
+                if count % 100 == 0:
+                    await asyncio.sleep(0)
+            return count
+
+        assert await asyncio.gather(*map(read, rows)) == [3000] * 10
+
+
 # -- what is wrong on the wire -----------------------------------------------------------------
 
 
@@ -670,6 +786,22 @@ WRONG: dict[str, tuple[Callable[[int], list[list[Any]]], str]] = {
     "empty messages without end": (
         lambda wire_id: [[ITEMS, wire_id, []]] * 300,
         "under way; Limits.stream_credit",
+    ),
+    "an overrun in batches": (
+        lambda wire_id: [[[ITEMS, wire_id, ["x" * 9000]], [ITEMS, wire_id, []]]] * 3,
+        "at least 17928 bytes of them were under way; Limits.stream_credit is 16384",
+    ),
+    "an overrun of many small messages in batches": (
+        lambda wire_id: [[[ITEMS, wire_id, ["x" * 900]]] * 10] * 3,
+        "bytes of them were under way; Limits.stream_credit is 16384",
+    ),
+    "an overrun in batches with other messages": (
+        lambda wire_id: [[[PONG, 1], [ITEMS, wire_id, ["x" * 9000]], [PONG, 1]]] * 5,
+        "at least 18012 bytes of them were under way; Limits.stream_credit is 16384",
+    ),
+    "an overrun of all kinds of values in batches with other messages": (
+        lambda wire_id: [[[ITEMS, wire_id, [{"a": [b"x" * 5000]}, 1.5]], [PONG, 1]]] * 20,
+        "bytes of them were under way; Limits.stream_credit is 16384",
     ),
     "two ends": (
         lambda wire_id: [[END, wire_id], [END, wire_id]],

@@ -223,6 +223,32 @@ async def test_an_iterable_that_fails_ends_the_call() -> None:
         await until(lambda: nothing_is_kept(session, other), session)
 
 
+async def test_an_iterable_that_waits_for_what_was_cancelled_ends_the_call() -> None:
+    """Its CancelledError is not the upload's, and nobody else would tell the caller."""
+    peer, seen = Peer(), Journal()
+
+    @peer.on_request
+    async def store(items: AsyncIterable[int]) -> None:
+        try:
+            async for _ in items:
+                pass
+        finally:
+            seen.append("closed")
+
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with joined(Peer(timeout=None), peer) as (session, other), asyncio.timeout(20):
+        with pytest.raises(RuntimeError, match="the async iterable raised CancelledError") as told:
+            await session.request("store", broken())
+        assert isinstance(told.value.__cause__, asyncio.CancelledError)
+        await seen.reaches(1)
+        await until(lambda: nothing_is_kept(session, other), session)
+
+
 async def test_giving_up_closes_both_ends() -> None:
     peer, seen = Peer(), Journal()
 

@@ -35,6 +35,7 @@ COMPLETE: dict[int, tuple[list[Any], int]] = {
     messages.PING: ([65, 0], 1),
     messages.PONG: ([66, 0], 1),
     messages.EXTEND: ([67, 3, 2.5], 2),
+    messages.STOP: ([68, 3], 1),
 }
 
 HUGE = 1 << 20_000  # more digits than Python prints
@@ -81,7 +82,8 @@ def test_the_table_knows_every_kind() -> None:
 
 def test_what_can_be_skipped_stands_behind_what_cannot() -> None:
     ignorable = {kind for kind in FIELD_NAMES if kind >= FIRST_IGNORABLE}
-    assert ignorable == {messages.PROGRESS, messages.PING, messages.PONG, messages.EXTEND}
+    kinds = messages.PROGRESS, messages.PING, messages.PONG, messages.EXTEND, messages.STOP
+    assert ignorable == set(kinds)
 
 
 @pytest.mark.parametrize("kind", COMPLETE)
