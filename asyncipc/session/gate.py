@@ -21,7 +21,7 @@ class Gate:
     """A line of senders in front of a condition.
 
     :param is_open: says whether one more may pass, beside so many who were let in and have not
-        sent yet
+        sent yet; once it has said no, whatever changes that calls `update`
     :ivar waiting: how many wait, or were let in and have not sent yet
     """
 
@@ -44,6 +44,9 @@ class Gate:
             self._line = deque()
         self._line.append(place)
         self.waiting += 1
+        # Whoever came here has looked at the condition in short. Looking in full is what makes
+        # the outbox tell when there is room again, so nobody waits who has not.
+        self.update()
         try:
             await place
         except asyncio.CancelledError:

@@ -282,6 +282,40 @@ async def test_the_outbox_is_bounded_and_senders_wait() -> None:
         assert session.statistics().outbox_size == session.statistics().queued == 0
 
 
+@pytest.mark.parametrize("count", [1, 50])
+async def test_notifications_alone_wait_for_room_and_get_it(count: int) -> None:
+    """No call waits beside them, and none of their credit is under way: nothing else wakes them."""
+    async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (raw, session):
+        large = asyncio.create_task(session.request("any", bytes(MIB)))
+        await until(lambda: session.statistics().bytes_sent > KIB)  # nothing is read over there
+        notes = [asyncio.create_task(session.notify("any", number)) for number in range(count)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not any(note.done() for note in notes)
+        async with asyncio.timeout(10):
+            seen = [(await raw.receive_kind(NOTIFY))[2] for _ in range(count)]
+            await asyncio.gather(*notes)
+            await session.notify("any", "and on")
+            seen.append((await raw.receive_kind(NOTIFY))[2])
+        assert seen == [*([number] for number in range(count)), ["and on"]]
+        large.cancel()
+        await asyncio.wait([large])
+
+
+@pytest.mark.parametrize("over", TRANSPORTS)
+async def test_a_notification_behind_a_large_request_arrives(over: str) -> None:
+    peer, taken = Peer(), Journal()
+    peer.on_request("length")(lambda data: len(data))  # noqa: PLW0108 - its parameter is read
+    peer.on_notification("take")(taken.append)
+    async with talking(peer, over, first=Peer()) as session, asyncio.timeout(20):
+        for number in range(3):
+            large = asyncio.create_task(session.request("length", bytes(8 * MIB)))
+            await asyncio.sleep(0)
+            await session.notify("take", number)
+            assert await large == 8 * MIB
+        assert await taken.reaches(3) == [0, 1, 2]
+
+
 async def test_timeouts_hold_while_the_outbox_is_full() -> None:
     async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (_raw, session):
         first = asyncio.create_task(session.request("any", bytes(4 * MIB), timeout=0.05))
@@ -296,16 +330,21 @@ async def test_timeouts_hold_while_the_outbox_is_full() -> None:
 
 
 async def test_a_waiting_notification_can_be_given_up() -> None:
-    async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (_raw, session):
+    async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (raw, session):
         task = asyncio.create_task(session.request("any", bytes(4 * MIB)))
         await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await session.notify("any")
+                await session.notify("any", "given up")
         assert session.statistics().queued == 0
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        behind = asyncio.create_task(session.notify("any", "sent"))
+        await asyncio.sleep(0)
+        task.cancel()  # this makes room, without anything being read over there
+        async with asyncio.timeout(10):
+            await behind
+        await asyncio.wait([task])
         assert session.statistics().outbox_size < 512 * KIB
+        assert (await raw.receive_kind(NOTIFY))[2] == ["sent"]
 
 
 async def test_replies_are_taken_while_the_outbox_is_full() -> None:
