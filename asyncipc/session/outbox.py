@@ -264,7 +264,10 @@ class Outbox:
         item.retracted = True
         self.size -= item.outgoing.size - item.outgoing.taken
         if item.number:
-            self.put(self._codec.encode([RETRACT, item.number], []))
+            # Not by `put`: that may write at once, and the transfer stands in its lane still.
+            message = self._codec.encode([RETRACT, item.number], [])
+            self._queue.append(message)
+            self.size += len(message)
         if item is self._lanes[lane][0]:
             self._finish(item)
         else:
