@@ -243,7 +243,13 @@ class Calls:
         sender = self.streams.add_sender(answer_id)
         unsent = self._unsent.get(answer_id)
         if unsent is not None:
-            self._outbox.when_left(unsent, 0, sender.hold())
+            release = sender.hold()
+
+            def gone() -> None:
+                if answer_id in self._unsent:  # not dropped: the other side hears of the call
+                    release()
+
+            self._outbox.when_left(unsent, 0, gone)
         return sender
 
     def may_come_late(self, answer_id: int) -> bool:

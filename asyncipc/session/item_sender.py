@@ -80,6 +80,7 @@ class ItemSender:
         "_costs",
         "_credit",
         "_error",
+        "_is_held",
         "_lane",
         "_scheduled",
         "_side",
@@ -98,15 +99,20 @@ class ItemSender:
         self._scheduled = False
         self._waiting: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None  # why nothing more can be sent
+        self._is_held = False
         self.ended: bool = False
 
     def hold(self) -> Callable[[], None]:
         """Send nothing yet; returns what is to be called when sending may begin."""
         window, self._credit = self._credit, 0
+        self._is_held = True
 
         def release() -> None:
+            self._is_held = False
             self._credit += window
             self._go_on()
+            if self.ended:
+                self._put_end()
 
         return release
 
@@ -216,7 +222,8 @@ class ItemSender:
         """Say that no more items come; everything was sent before."""
         if not self.ended and self._error is None:
             self.ended = True
-            self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
+            if not self._is_held:
+                self._put_end()
 
     # -- what comes back -------------------------------------------------------------------
 
@@ -262,6 +269,10 @@ class ItemSender:
         if self._credit > 0:
             self.flush()
             self.wake()
+
+    def _put_end(self) -> None:
+        if self._error is None:
+            self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
 
     def _give_away(self) -> None:
         """What was gathered is the other side's to close, and will not get there."""

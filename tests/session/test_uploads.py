@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
+from time import monotonic
 from typing import Any
 
+import numpy
 import pytest
 
 from asyncipc import (
@@ -31,7 +33,7 @@ from tests.session.support import (
 )
 from tests.session.test_streams import nothing_is_kept
 
-REQUEST, REPLY, FAULT, CANCEL, ITEMS, END, BEGIN, CREDIT = 2, 3, 4, 6, 7, 8, 9, 13
+REQUEST, REPLY, FAULT, CANCEL, ITEMS, END, BEGIN, CREDIT, PING = 2, 3, 4, 6, 7, 8, 9, 13, 65
 
 
 class Source:
@@ -131,6 +133,44 @@ async def test_items_come_behind_their_request_when_that_is_large() -> None:
             session.request("store", {"name": "small", "items": Source(3).items()}),
         ]
         assert await asyncio.gather(*calls) == [[name, 1, 2, 3], ["small", 1, 2, 3]]
+
+
+async def test_an_upload_that_times_out_behind_a_large_request_sends_nothing() -> None:
+    """Its request is dropped, and in the same turn what it stood behind gives way.
+
+    One timer, which is due when the upload begins, finds both of them over: the upload's task has
+    not begun by then, and nobody has told it.
+    """
+    peer = Peer(limits=Limits(outbox=64 * MIB))
+
+    def keep_busy_until(moment: float) -> None:
+        while monotonic() < moment:
+            pass
+
+    async def keep_busy(moment: float) -> None:
+        keep_busy_until(moment)
+
+    async with RawPeer.facing(peer, max_descriptors=64) as (raw, session):
+        start = monotonic()
+        large = numpy.zeros(16 * MIB, numpy.uint8)  # it takes some turns to get it into the arena
+        calls = [
+            asyncio.create_task(session.request("large", [large], timeout=0.2)),
+            asyncio.create_task(session.request("small", timeout=0.1)),
+        ]
+        await until(lambda: session.statistics().pending == 2)
+        keep_busy_until(start + 0.15)  # the timer is due now
+        items = Source(1).items()
+        calls.append(asyncio.create_task(session.request("upload", [items], timeout=0)))
+        calls.append(asyncio.create_task(keep_busy(start + 0.3)))
+        *errors, _ = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error) for error in errors] == [RequestTimeout] * 3
+        ping = asyncio.create_task(session.ping())
+        kinds = {BEGIN}
+        while PING not in kinds:
+            kinds.add((await raw.receive())[0])
+        assert kinds.isdisjoint({REQUEST, ITEMS, END})
+        ping.cancel()
+        assert nothing_is_kept(session)
 
 
 async def test_progress_of_an_upload() -> None:
