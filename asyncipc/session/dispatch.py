@@ -122,7 +122,7 @@ class Dispatch:
         self._last_refused = 0
         self.refusal: str | None = None  # why no more requests are started
         self.now: float = 0.0  # when the bytes being looked at were read
-        self._replies: dict[int, Transfer] = {}  # large ones on their way
+        self._replies: dict[int, Transfer | bytes] = {}  # on their way, in the lane of their call
         self.progress: ProgressSender = ProgressSender(loop, outbox)
         self._idle: asyncio.Future[None] | None = None
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
@@ -350,8 +350,9 @@ class Dispatch:
             self._fail(call, error)
             return
         if not attachments and len(data) <= self._outbox.inline_size:
-            self._outbox.put(data, lane)
-            if self._outbox.is_blocked:
+            if self._outbox.put(data, lane):
+                self._keep(call.wire_id, data)
+            elif self._outbox.is_blocked:
                 self._outbox.note_answer()
             return
         try:
@@ -399,11 +400,20 @@ class Dispatch:
         data = self._codec.encode(fault, attachments)
         if attachments or len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, attachments, fault)
-            self._outbox.put_large([data, *attachments], wire_id + 1)
-        else:
-            self._outbox.put(data, wire_id + 1)
+            self._keep(wire_id, self._outbox.put_large([data, *attachments], wire_id + 1))
+        elif code == FaultCode.REFUSED:
+            self._outbox.respond(data)
+        elif self._outbox.put(data, wire_id + 1):
+            self._keep(wire_id, data)
+        elif self._outbox.is_blocked:
+            self._outbox.note_answer()
         if code != FaultCode.REFUSED:
             self.faults += 1
+
+    def _keep(self, wire_id: int, answer: Transfer | bytes) -> None:
+        """An answer that is large, or stands behind something large, until it has left."""
+        self._replies[wire_id] = answer
+        self._outbox.when_left(answer, wire_id + 1, lambda: self._replies.pop(wire_id, None))
 
     # -- the session -------------------------------------------------------------------------
 

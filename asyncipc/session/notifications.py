@@ -227,7 +227,7 @@ class NotificationReceiver:
         """A frame of ``size`` bytes was looked at: give credit back when enough has come."""
         self._due += size
         if self._finished and self._due + self._finished * SMALLEST_COST >= self._share:
-            self._outbox.put(self._codec.encode([CREDIT, 0, self._finished], []))
+            self._outbox.respond(self._codec.encode([CREDIT, 0, self._finished], []))
             self._finished = 0
             if not self.running:
                 self._due = 0

@@ -7,22 +7,23 @@ start in the order sent; every answered call has a lane of its own for its progr
 terminal message. Cancels, pings, credit and goodbye have no lane and never wait behind anything.
 
 Nothing here is a limit on its own: `Outbox.full` tells senders to wait, and what must never be
-held back (replies, cancels, pings) is taken regardless.
+held back (replies, cancels, pings) is taken regardless, and counted where the other side asks for
+it.
 
 Layer 2, inside the session. Below: wire, transport.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from asyncipc.errors import FrameTooLarge, RemoteProtocolError
+from asyncipc.errors import FrameTooLarge
 from asyncipc.session.lanes import Lanes, Transfer
 from asyncipc.session.placing import measure, owned
 from asyncipc.session.sideband import Sideband
 from asyncipc.session.sinks import NOWHERE, DescriptorSink, Sink
+from asyncipc.session.unread import Unread
 from asyncipc.wire.attachments import Attachment, Buffer, NoDescriptors
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.framing import frame_header
@@ -53,10 +54,6 @@ TURN_SIZE: Final = 2 * 1024 * 1024
 # Bytes of a frame that are kept free for what makes one envelope of several messages.
 BATCH_HEADER: Final = 16
 
-# Messages that wait for a side which goes on sending. What is never held back (answers, pongs) is
-# bounded by what a well-behaved side asks for at once; this is far above.
-MAX_UNREAD: Final = 100_000
-
 
 class Outbox:
     """Gathers what a session sends and writes it to its transport.
@@ -71,7 +68,6 @@ class Outbox:
     """
 
     __slots__ = (
-        "_answers",
         "_codec",
         "_lanes",
         "_loop",
@@ -85,6 +81,7 @@ class Outbox:
         "_scheduled",
         "_sink",
         "_taken",
+        "_unread",
         "_was_full",
         "accepts_calls",
         "bytes_sent",
@@ -113,7 +110,7 @@ class Outbox:
         self._scheduled = False
         self.is_blocked: bool = False
         self._taken = 0  # messages that have left the queue
-        self._answers: deque[int] | None = None  # where answers stand, counted like `_taken`
+        self._unread: Unread | None = None  # made when the transport is blocked
         self._raw: tuple[bytes, ...] = ()
         self._was_full = False
         self.accepts_calls: bool = False
@@ -211,18 +208,17 @@ class Outbox:
 
     def note_answer(self) -> None:
         """The last message put is an answer, and the transport is blocked."""
-        if self._answers is None:
-            self._answers = deque()
-        self._answers.append(self._taken + len(self._queue))
+        self._noted().note_answer(self._taken + len(self._queue))
 
     def count_answers(self) -> int:
         """Of the answers noted, those that have not left."""
-        answers = self._answers
-        if answers is None:
-            return 0
-        while answers and answers[0] <= self._taken:
-            answers.popleft()
-        return len(answers)
+        return 0 if self._unread is None else self._unread.count_answers(self._taken)
+
+    def respond(self, message: bytes) -> None:
+        """`put` what the other side causes as often as it likes, and is no answer to a call."""
+        self.put(message)
+        if self.is_blocked:
+            self._noted().note_response(self._taken + len(self._queue))
 
     def put_large(
         self,
@@ -280,7 +276,7 @@ class Outbox:
         for item in list(self._lanes.get(lane, ()))[::-1]:
             self.retract(item, lane)
 
-    def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], None]) -> None:
+    def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], object]) -> None:
         """See `Lanes.when_left`."""
         self._lanes.when_left(item, lane, callback)
 
@@ -308,11 +304,8 @@ class Outbox:
             self._write_alone(queue[0])
         elif queue or self._lanes:
             self.flush()
-            if self.is_blocked and len(self._queue) + len(self._lanes) > MAX_UNREAD:
-                raise RemoteProtocolError(
-                    f"the other side keeps asking but reads no answers: {len(self._queue)} "
-                    f"messages wait for it, more than {MAX_UNREAD} allowed"
-                )
+            if self._unread is not None:
+                self._unread.check_responses(self._taken)
 
     async def drained(self) -> None:
         """Wait until everything has been handed to the kernel, or the session is over."""
@@ -345,7 +338,7 @@ class Outbox:
                 break
         self.bytes_sent += written
         if not self.is_blocked:
-            self._answers = None
+            self._unread = None
             if self._on_written:
                 self._call_written()
         if self._was_full and self.size < self.limit:
@@ -366,6 +359,11 @@ class Outbox:
         self.written()
         if self.sideband is not None:
             self.sideband.close_outgoing()
+
+    def _noted(self) -> Unread:
+        if self._unread is None:
+            self._unread = Unread()
+        return self._unread
 
     def _call_written(self) -> None:
         callbacks, self._on_written = self._on_written, ()

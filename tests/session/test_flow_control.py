@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from asyncipc import (
+    Call,
     CallDepthExceeded,
     Limits,
     Peer,
@@ -434,6 +435,59 @@ async def test_one_who_asks_on_and_on_and_reads_nothing_is_let_go() -> None:
             pass
         await session.wait_closed()
         assert "reads no answers" in str(session.close_reason)
+
+
+@pytest.mark.parametrize("what", ["notifications", "progress"])
+async def test_one_who_is_sent_more_than_it_reads_may_ask(what: str) -> None:
+    """Only what it asks for is held against it, however much else waits for it."""
+    peer = Peer(limits=Limits(outbox=64 * MIB))
+    sent = asyncio.Event()
+
+    @peer.on_request
+    async def work(call: Call) -> None:
+        for number in range(110_000):
+            await call.progress(number, message="x" * 100)
+        sent.set()
+
+    async with RawPeer.facing(peer, notification_credit=64 * MIB) as (raw, session):
+        if what == "progress":
+            raw.send([REQUEST, 2, "work", None, None])
+            await sent.wait()
+        else:
+            for number in range(110_000):
+                await session.notify("any", [number, "x" * 100])
+        raw.send([PING, 1])
+        assert await raw.receive_kind(PONG) == [PONG, 1]
+        assert not session.closed
+
+
+@pytest.mark.parametrize("how", ["faults", "replies behind progress", "large faults"])
+async def test_answers_of_every_kind_are_bounded(how: str) -> None:
+    peer = Peer(limits=Limits(max_requests=16, outbox=64 * KIB))
+    answered = 0
+
+    @peer.on_request
+    def make(call: Call) -> bytes | None:
+        nonlocal answered
+        answered += 1
+        if answered == 1:
+            return bytes(MIB)  # nobody reads it, and the transport is blocked
+        if how == "faults":
+            raise ValueError("no")
+        if how == "large faults":
+            raise ValueError("no" * 20_000)
+        call.report(answered, message="x" * 40_000)
+        return None
+
+    async with RawPeer.facing(peer) as (raw, session):
+        with contextlib.suppress(ConnectionError):
+            for number in range(1, 1000):
+                raw.send([REQUEST, 2 * number, "make", None, None])
+                await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await session.wait_closed()
+        assert "does not read" in str(session.close_reason)
+        assert answered < 100
 
 
 @pytest.mark.parametrize("size", [10, 30_000, 100_000])

@@ -315,7 +315,7 @@ async def test_cancelled_among_others_a_request_gives_its_regions_back(count: in
     """The bytes of all travel at once, by turns; what is dropped is no part of it any longer."""
     async with joined(Peer(timeout=None), echoing()) as (session, other):
         for turns in range(12):
-            data = [bytes(3 * MIB), numpy.zeros(MIB, numpy.uint8), bytes(9 * MIB)]
+            data: list[Any] = [bytes(3 * MIB), numpy.zeros(MIB, "u1"), bytes(9 * MIB)]
             tasks = [
                 asyncio.create_task(session.request("echo", [data[number % 3]]))
                 for number in range(count)
