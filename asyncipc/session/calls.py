@@ -244,12 +244,8 @@ class Calls:
         unsent = self._unsent.get(answer_id)
         if unsent is not None:
             release = sender.hold()
-
-            def gone() -> None:
-                if answer_id in self._unsent:  # not dropped: the other side hears of the call
-                    release()
-
-            self._outbox.when_left(unsent, 0, gone)
+            # If it was dropped, the other side never hears of the call.
+            self._outbox.when_left(unsent, 0, lambda: answer_id in self._unsent and release())
         return sender
 
     def may_come_late(self, answer_id: int) -> bool:

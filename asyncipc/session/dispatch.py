@@ -37,6 +37,7 @@ from asyncipc.session.reporting import ProgressSender
 from asyncipc.session.serving_streams import STREAM_KEYS, ServedStreams, serve_streams
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.streams import Streams
+from asyncipc.session.unread import check_answers
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
@@ -51,11 +52,6 @@ logger: logging.Logger = logging.getLogger("asyncipc")
 # Ids and timeouts of these types up to this need no closer look.
 NUMBERS: Final = (float, int)
 MAX_PLAIN: Final = 2**63 - 1
-
-
-# Answers that may wait to be read, in multiples of `Limits.max_requests`. A side that keeps to the
-# limits waits for its answers; more than one multiple takes nested calls.
-UNREAD_SHARE: Final = 4
 
 
 class Dispatch:
@@ -75,7 +71,6 @@ class Dispatch:
         "_last_refused",
         "_max_depth",
         "_max_requests",
-        "_max_unread",
         "_outbox",
         "_replies",
         "_threads",
@@ -113,7 +108,6 @@ class Dispatch:
         self._outbox = outbox
         self._handlers_of = handlers.for_request
         self._max_requests = settings.limits.max_requests
-        self._max_unread = UNREAD_SHARE * settings.limits.max_requests
         self._max_depth = settings.limits.max_depth
         self._tracebacks = settings.tracebacks
         self.running: dict[int, Call] = {}
@@ -169,7 +163,8 @@ class Dispatch:
         ) and not self._accepts(call):
             return
         if self._outbox.is_blocked:
-            self._check_unread()
+            unread = self._outbox.count_answers() + len(self._replies)
+            check_answers(unread, self._max_requests)
         self.last_accepted = wire_id
         self.requests += 1
         if message.__class__ is BrokenMessage or call.depth > self._max_depth:
@@ -278,15 +273,6 @@ class Dispatch:
         self.send_fault(call.wire_id, FaultCode.REFUSED, reason)
         return False
 
-    def _check_unread(self) -> None:
-        """:raises RemoteProtocolError: the other side asks on and on, and does not read"""
-        unread = self._outbox.count_answers() + len(self._replies)
-        if unread > self._max_unread:
-            raise RemoteProtocolError(
-                f"the other side keeps asking but does not read: {unread} answers wait for it, "
-                f"more than it may ask at once (Limits.max_requests is {self._max_requests})"
-            )
-
     def _take_metadata(self, call: Call) -> bool:
         """Take the depth of a call; return whether it has streams."""
         metadata = call.metadata
@@ -360,14 +346,12 @@ class Dispatch:
             transfer = self._outbox.put_large(
                 [data, *attachments],
                 lane,
-                lambda: self._replies.pop(call.wire_id, None),
                 lasting=False,  # the handler may be called again, and change its buffer
             )
         except (EncodeError, FrameTooLarge) as error:
             self._fail(call, error)
             return
-        if not transfer.outgoing.finished:
-            self._replies[call.wire_id] = transfer
+        self._keep(call.wire_id, transfer)
 
     def _fail(self, call: Call, error: BaseException) -> None:
         """The one place where an exception becomes a fault."""
@@ -403,12 +387,12 @@ class Dispatch:
             self._keep(wire_id, self._outbox.put_large([data, *attachments], wire_id + 1))
         elif code == FaultCode.REFUSED:
             self._outbox.respond(data)
+            return
         elif self._outbox.put(data, wire_id + 1):
             self._keep(wire_id, data)
         elif self._outbox.is_blocked:
             self._outbox.note_answer()
-        if code != FaultCode.REFUSED:
-            self.faults += 1
+        self.faults += 1
 
     def _keep(self, wire_id: int, answer: Transfer | bytes) -> None:
         """An answer that is large, or stands behind something large, until it has left."""

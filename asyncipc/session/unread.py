@@ -5,7 +5,7 @@ that. What answers them, and what answers a ping or says that something was take
 back: it is bounded by what a well-behaved side asks for, and a side that asks on and on and reads
 nothing must not fill the memory of this one.
 
-Layer 2, inside the session. Above: the outbox.
+Layer 2, inside the session. Above: dispatch, the outbox.
 """
 
 from collections import deque
@@ -13,7 +13,11 @@ from typing import Final
 
 from asyncipc.errors import RemoteProtocolError
 
-__all__ = ["Unread"]
+__all__ = ["Unread", "check_answers"]
+
+# Answers that may wait to be read, in multiples of `Limits.max_requests`. A side that keeps to the
+# limits waits for its answers; more than one multiple takes nested calls.
+ANSWERS_SHARE: Final = 4
 
 # Pongs, refusals and credits. Nobody has so many of them under way who reads; and they are small.
 MAX_RESPONSES: Final = 100_000
@@ -56,6 +60,15 @@ class Unread:
                     f"the other side keeps asking but reads no answers: {count} pongs, refusals "
                     f"and credits wait for it, more than {MAX_RESPONSES} allowed"
                 )
+
+
+def check_answers(unread: int, max_requests: int) -> None:
+    """:raises RemoteProtocolError: the other side makes one more request, and does not read"""
+    if unread > ANSWERS_SHARE * max_requests:
+        raise RemoteProtocolError(
+            f"the other side keeps asking but does not read: {unread} answers wait for it, "
+            f"more than it may ask at once (Limits.max_requests is {max_requests})"
+        )
 
 
 def _count(places: deque[int], left: int) -> int:
