@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
-from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
+from asyncipc.session.frame_writer import NOTIFICATION_BATCH
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.placing import close_given, has_descriptors
 from asyncipc.wire.arrays import is_array
 from asyncipc.wire.attachments import Attachment

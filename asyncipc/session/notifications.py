@@ -19,10 +19,11 @@ from asyncipc.config import Limits
 from asyncipc.errors import IPCError, RemoteProtocolError
 from asyncipc.session.context import Call, CallOwner, serving
 from asyncipc.session.execution import run_handlers, start_task
+from asyncipc.session.frame_writer import NOTIFICATION_BATCH
 from asyncipc.session.gate import Gate
 from asyncipc.session.handler import Handler
 from asyncipc.session.handlers import HandlerChain
-from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.params import normalize
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
