@@ -135,33 +135,37 @@ async def test_items_come_behind_their_request_when_that_is_large() -> None:
         assert await asyncio.gather(*calls) == [[name, 1, 2, 3], ["small", 1, 2, 3]]
 
 
-async def test_an_upload_that_times_out_behind_a_large_request_sends_nothing() -> None:
+async def test_an_upload_that_times_out_behind_a_large_request_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its request is dropped, and in the same turn what it stood behind gives way.
 
     One timer, which is due when the upload begins, finds both of them over: the upload's task has
     not begun by then, and nobody has told it.
     """
+    now = 0.0
+    for module in ("calls", "deadlines"):
+        monkeypatch.setattr(f"asyncipc.session.{module}.monotonic", lambda: now)
+
+    async def pass_the_deadlines() -> None:
+        nonlocal now
+        now = 300
+
     peer = Peer(limits=Limits(outbox=64 * MIB))
-
-    def keep_busy_until(moment: float) -> None:
-        while monotonic() < moment:
-            pass
-
-    async def keep_busy(moment: float) -> None:
-        keep_busy_until(moment)
-
     async with RawPeer.facing(peer, max_descriptors=64) as (raw, session):
-        start = monotonic()
         large = numpy.zeros(16 * MIB, numpy.uint8)  # it takes some turns to get it into the arena
         calls = [
-            asyncio.create_task(session.request("large", [large], timeout=0.2)),
-            asyncio.create_task(session.request("small", timeout=0.1)),
+            asyncio.create_task(session.request("large", [large], timeout=200)),
+            asyncio.create_task(session.request("small", timeout=0.05)),
         ]
         await until(lambda: session.statistics().pending == 2)
-        keep_busy_until(start + 0.15)  # the timer is due now
+        due = monotonic() + 0.06
+        while monotonic() < due:
+            pass  # the timer is due in the very next turn
+        now = 100
         items = Source(1).items()
         calls.append(asyncio.create_task(session.request("upload", [items], timeout=0)))
-        calls.append(asyncio.create_task(keep_busy(start + 0.3)))
+        calls.append(asyncio.create_task(pass_the_deadlines()))
         *errors, _ = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(error) for error in errors] == [RequestTimeout] * 3
         ping = asyncio.create_task(session.ping())
