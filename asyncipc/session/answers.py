@@ -48,7 +48,7 @@ class Answers(abc.ABC):
     ) -> None:
         self._outbox = outbox
         self._tracebacks = tracebacks
-        self._replies: dict[int, Transfer] = {}  # large ones on their way
+        self._replies: dict[int, Transfer | bytes] = {}  # on their way, in the lane of their call
         self.progress: ProgressSender = ProgressSender(loop, outbox)
         self.faults: int = 0
 
@@ -80,8 +80,9 @@ class Answers(abc.ABC):
                 self._fail(call, error)
             return
         if not attachments and len(data) <= self._outbox.inline_size:
-            self._outbox.put(data, lane)
-            if self._outbox.is_blocked:
+            if self._outbox.put(data, lane):
+                self._keep(call.wire_id, data)
+            elif self._outbox.is_blocked:
                 self._outbox.note_answer()
             return
         try:
@@ -89,14 +90,12 @@ class Answers(abc.ABC):
             transfer = self._outbox.put_large(
                 [data, *attachments],
                 lane,
-                lambda: self._replies.pop(call.wire_id, None),
                 lasting=False,  # the handler may be called again, and change its buffer
             )
         except (EncodeError, FrameTooLarge) as error:
             self._fail(call, error)
             return
-        if not transfer.outgoing.finished:
-            self._replies[call.wire_id] = transfer
+        self._keep(call.wire_id, transfer)
 
     @abc.abstractmethod
     def _await(
@@ -138,8 +137,18 @@ class Answers(abc.ABC):
         data = self._codec.encode(fault, attachments)
         if attachments or len(data) > self._outbox.inline_size:
             self._outbox.check_size(data, attachments, fault)
-            self._outbox.put_large([data, *attachments], wire_id + 1, lasting=False)
-        else:
-            self._outbox.put(data, wire_id + 1)
-        if code != FaultCode.REFUSED:
-            self.faults += 1
+            transfer = self._outbox.put_large([data, *attachments], wire_id + 1, lasting=False)
+            self._keep(wire_id, transfer)
+        elif code == FaultCode.REFUSED:
+            self._outbox.respond(data)
+            return
+        elif self._outbox.put(data, wire_id + 1):
+            self._keep(wire_id, data)
+        elif self._outbox.is_blocked:
+            self._outbox.note_answer()
+        self.faults += 1
+
+    def _keep(self, wire_id: int, answer: Transfer | bytes) -> None:
+        """An answer that is large, or stands behind something large, until it has left."""
+        self._replies[wire_id] = answer
+        self._outbox.when_left(answer, wire_id + 1, lambda: self._replies.pop(wire_id, None))

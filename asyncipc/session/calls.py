@@ -248,8 +248,14 @@ class Calls:
         return sender
 
     def when_left(self, answer_id: int, callback: Callable[[], None]) -> None:
-        """Call back when the request of a call that was begun has left."""
-        self._outbox.when_left(self._unsent.get(answer_id, b""), 0, callback)
+        """Call back when the request of a call that was begun has left; never if it is dropped."""
+
+        def left_or_dropped() -> None:
+            if unsent is None or answer_id in self._unsent:
+                callback()
+
+        unsent = self._unsent.get(answer_id)
+        self._outbox.when_left(unsent or b"", 0, left_or_dropped)
 
     def may_come_late(self, answer_id: int) -> bool:
         """Whether a call was made and is over, so that what comes for it only crossed its end."""

@@ -33,6 +33,7 @@ from asyncipc.session.outbox import Outbox
 from asyncipc.session.serving_streams import STREAM_KEYS, ServedStreams, serve_streams
 from asyncipc.session.settings import SessionSettings
 from asyncipc.session.streams import Streams
+from asyncipc.session.unread import check_answers
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.messages import EXTEND, check_fields, shown
 
@@ -43,11 +44,6 @@ logger: logging.Logger = logging.getLogger("asyncipc")
 # Ids and timeouts of these types up to this need no closer look.
 NUMBERS: Final = (float, int)
 MAX_PLAIN: Final = 2**63 - 1
-
-
-# Answers that may wait to be read, in multiples of `Limits.max_requests`. A side that keeps to the
-# limits waits for its answers; more than one multiple takes nested calls.
-UNREAD_SHARE: Final = 4
 
 
 class Dispatch(Answers):
@@ -65,7 +61,6 @@ class Dispatch(Answers):
         "_last_refused",
         "_max_depth",
         "_max_requests",
-        "_max_unread",
         "_threads",
         "also_running",
         "last_accepted",
@@ -98,7 +93,6 @@ class Dispatch(Answers):
         self.thread_id: int = threading.get_ident()
         self._handlers_of = handlers.for_request
         self._max_requests = settings.limits.max_requests
-        self._max_unread = UNREAD_SHARE * settings.limits.max_requests
         self._max_depth = settings.limits.max_depth
         self.running: dict[int, Call] = {}
         self.also_running: Collection[Call] = ()  # notifications
@@ -145,7 +139,8 @@ class Dispatch(Answers):
         ) and not self._accepts(call):
             return
         if self._outbox.is_blocked:
-            self._check_unread()
+            unread = self._outbox.count_answers() + len(self._replies)
+            check_answers(unread, self._max_requests)
         self.last_accepted = wire_id
         self.requests += 1
         if message.__class__ is BrokenMessage or call.depth > self._max_depth:
@@ -263,15 +258,6 @@ class Dispatch(Answers):
         self._last_refused = call.wire_id
         self.send_fault(call.wire_id, FaultCode.REFUSED, reason)
         return False
-
-    def _check_unread(self) -> None:
-        """:raises RemoteProtocolError: the other side asks on and on, and does not read"""
-        unread = self._outbox.count_answers() + len(self._replies)
-        if unread > self._max_unread:
-            raise RemoteProtocolError(
-                f"the other side keeps asking but does not read: {unread} answers wait for it, "
-                f"more than it may ask at once (Limits.max_requests is {self._max_requests})"
-            )
 
     def _take_metadata(self, call: Call) -> bool:
         """Take the depth of a call; return whether it has streams."""

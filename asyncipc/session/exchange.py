@@ -145,7 +145,7 @@ class Exchange:
 
     def send(self, message: list[Any]) -> None:
         """See `asyncipc.session.sideband.Messenger`."""
-        self.outbox.put(self._codec.encode(message, []))
+        self.outbox.respond(self._codec.encode(message, []))
 
     def announce(self, message: list[Any]) -> Callable[[], bool]:
         """See `asyncipc.session.sideband.Messenger`."""

@@ -232,7 +232,7 @@ class ItemReceiver(AsyncIterator[Any]):
         self._due += most
         if self._due * CREDIT_SHARE >= self._side.granted and not self.over:
             credit = [CREDIT, self._lane, self._finished]
-            self._side.outbox.put(self._side.codec.encode(credit, []))
+            self._side.outbox.respond(self._side.codec.encode(credit, []))
             self._under_way -= self._finished_cost
             self._finished = self._finished_cost = self._due = 0
 

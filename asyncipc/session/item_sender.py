@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import EncodeError, FrameTooLarge, RemoteProtocolError
+from asyncipc.session.frame_writer import NOTIFICATION_BATCH
 from asyncipc.session.lending import HARMLESS, holds_lent
-from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.placing import close_given, has_descriptors
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
@@ -277,13 +278,14 @@ class ItemSender:
             self.flush()
             self.wake()
 
+    def _put_end(self) -> None:
+        if self._error is None:
+            self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
+
     def _give_away(self) -> None:
         """What was gathered is the other side's to close, and will not get there."""
         with contextlib.suppress(EncodeError):
             close_given(self._encoded(self._values)[1])
-
-    def _put_end(self) -> None:
-        self._side.outbox.put(self._side.codec.encode([END, self._lane], []), self._lane)
 
     def _encoded(self, values: list[Any]) -> tuple[bytes, list[Attachment]]:
         attachments: list[Attachment] = []

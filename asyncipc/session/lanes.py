@@ -157,8 +157,11 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
                 return found
         return None
 
-    def when_left(self, item: bytes | Transfer, lane: int, callback: Callable[[], None]) -> None:
-        """Call back when nothing holds back any longer what may still be retracted."""
+    def when_left(self, item: bytes | Transfer, lane: int, callback: Callable[[], object]) -> None:
+        """Call back when nothing holds back any longer what may still be retracted.
+
+        That it has left or that it was dropped; whoever may drop it knows which.
+        """
         transfer = self.carrier(item, lane)
         if transfer is None:
             callback()

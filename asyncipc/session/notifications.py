@@ -20,10 +20,11 @@ from asyncipc.config import Limits
 from asyncipc.errors import IPCError, RemoteProtocolError
 from asyncipc.session.context import Call, CallOwner, serving
 from asyncipc.session.execution import Run, await_first, run_handlers, start_task
+from asyncipc.session.frame_writer import NOTIFICATION_BATCH
 from asyncipc.session.gate import Gate
 from asyncipc.session.handler import Handler
 from asyncipc.session.handlers import HandlerChain
-from asyncipc.session.outbox import NOTIFICATION_BATCH, Outbox
+from asyncipc.session.outbox import Outbox
 from asyncipc.session.params import normalize
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
@@ -228,7 +229,7 @@ class NotificationReceiver:
         """A frame of ``size`` bytes was looked at: give credit back when enough has come."""
         self._due += size
         if self._finished and self._due + self._finished * SMALLEST_COST >= self._share:
-            self._outbox.put(self._codec.encode([CREDIT, 0, self._finished], []))
+            self._outbox.respond(self._codec.encode([CREDIT, 0, self._finished], []))
             self._finished = 0
             if not self.running:
                 self._due = 0

@@ -7,93 +7,53 @@ start in the order sent; every answered call has a lane of its own for its progr
 terminal message. Cancels, pings, credit and goodbye have no lane and never wait behind anything.
 
 Nothing here is a limit on its own: `Outbox.full` tells senders to wait, and what must never be
-held back (replies, cancels, pings) is taken regardless.
+held back (replies, cancels, pings) is taken regardless, and counted where the other side asks for
+it.
 
 Layer 2, inside the session. Below: wire, transport.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from asyncipc.errors import FrameTooLarge, RemoteProtocolError
-from asyncipc.session.lanes import Lanes, Transfer
+from asyncipc.errors import FrameTooLarge
+from asyncipc.session.frame_writer import BATCH_COUNT, BATCH_SIZE, FrameWriter
+from asyncipc.session.lanes import Transfer
 from asyncipc.session.placing import measure, owned
 from asyncipc.session.sideband import Sideband
 from asyncipc.session.sinks import NOWHERE, DescriptorSink, Sink
 from asyncipc.wire.attachments import Attachment, Buffer, NoDescriptors
 from asyncipc.wire.codec import Codec
-from asyncipc.wire.framing import frame_header
 from asyncipc.wire.messages import RETRACT
 
 __all__ = ["Outbox"]
 
-# A message above this travels as a transfer. Below, copying it into a common frame is cheaper.
-INLINE_SIZE: Final = 32 * 1024
-
-# A batch that has grown this far is sent at once, without waiting for the end of the turn: the
-# other side can begin, and the frame still fits its read buffer.
-BATCH_SIZE: Final = 64 * 1024
-
-# So is one of this many calls or answers: with all of them in one frame, the two sides would work
-# in turns instead of side by side. Measured: with 64 calls in flight about 1.5 times as many are
-# answered; smaller batches cost more system calls than they gain.
-BATCH_COUNT: Final = 16
-
-# Nobody waits for notifications, so more of them gather. Not as many as would fit: measured, what a
-# batch of 256 unpacks to is still in the cache when it is served, which makes serving a tenth
-# cheaper than with thousands.
-NOTIFICATION_BATCH: Final = 256
-
 # What one turn of the loop may write before others get their turn.
 TURN_SIZE: Final = 2 * 1024 * 1024
 
-# Bytes of a frame that are kept free for what makes one envelope of several messages.
-BATCH_HEADER: Final = 16
 
-# Messages that wait for a side which goes on sending. What is never held back (answers, pongs) is
-# bounded by what a well-behaved side asks for at once; this is far above.
-MAX_UNREAD: Final = 100_000
-
-
-class Outbox:
+class Outbox(FrameWriter):
     """Gathers what a session sends and writes it to its transport.
 
     :param limit: bytes waiting above which `full` is true
     :param on_room: called when the outbox is no longer full
     :ivar accepts_calls: the session is open for new requests and notifications
-    :ivar is_blocked: the transport keeps what it was given last, because the other side does not
-        read, or not as fast
     :ivar sideband: what can go beside the stream, where the two sides have agreed on that
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
     """
 
     __slots__ = (
-        "_answers",
-        "_codec",
-        "_lanes",
         "_loop",
-        "_max_batch",
-        "_max_frame",
-        "_max_message",
         "_on_room",
         "_on_written",
-        "_queue",
-        "_raw",
         "_scheduled",
-        "_sink",
-        "_taken",
         "_was_full",
         "accepts_calls",
-        "bytes_sent",
         "corked",
-        "inline_size",
-        "is_blocked",
         "limit",
         "sideband",
-        "size",
     )
 
     def __init__(
@@ -103,24 +63,16 @@ class Outbox:
         limit: int,
         on_room: Callable[[], None],
     ) -> None:
+        super().__init__(sink)
         self._loop = loop
-        self._sink = sink
         self.limit: int = limit
         self._on_room = on_room
-        self._queue: list[bytes] = []
-        self._lanes = Lanes()
         self._on_written: tuple[Callable[[], object], ...] = ()
         self._scheduled = False
-        self.is_blocked: bool = False
-        self._taken = 0  # messages that have left the queue
-        self._answers: deque[int] | None = None  # where answers stand, counted like `_taken`
-        self._raw: tuple[bytes, ...] = ()
         self._was_full = False
         self.accepts_calls: bool = False
         self.corked: bool = False
         self.sideband: Sideband | None = None
-        self.size: int = 0
-        self.bytes_sent: int = 0
 
     def open(
         self,
@@ -130,11 +82,7 @@ class Outbox:
         max_message: int,
     ) -> None:
         """Begin to send in the codec and within the limits that the handshake settled."""
-        self._codec = codec
-        self._max_frame = max_frame
-        self._max_message = max_message
-        self._max_batch = min(BATCH_SIZE + INLINE_SIZE, max_frame - BATCH_HEADER)
-        self.inline_size: int = min(INLINE_SIZE, max_frame // 2, max_message)
+        super().open(codec, max_frame=max_frame, max_message=max_message)
         self.accepts_calls = True
 
     @property
@@ -173,15 +121,6 @@ class Outbox:
             )
         return size
 
-    def send_raw(self, envelope: bytes) -> None:
-        """Send an envelope of the handshake, before `open` or instead of it."""
-        frame = frame_header(len(envelope)) + envelope
-        self.bytes_sent += len(frame)
-        if self.is_blocked:
-            self._raw += (frame,)
-        else:
-            self.is_blocked = not self._sink.write((frame,))
-
     def put(self, message: bytes, lane: int = -1, batch: int = BATCH_COUNT) -> bool:
         """Send an encoded message at the end of this turn of the loop.
 
@@ -209,20 +148,11 @@ class Outbox:
         self.flush()
         return waits
 
-    def note_answer(self) -> None:
-        """The last message put is an answer, and the transport is blocked."""
-        if self._answers is None:
-            self._answers = deque()
-        self._answers.append(self._taken + len(self._queue))
-
-    def count_answers(self) -> int:
-        """Of the answers noted, those that have not left."""
-        answers = self._answers
-        if answers is None:
-            return 0
-        while answers and answers[0] <= self._taken:
-            answers.popleft()
-        return len(answers)
+    def respond(self, message: bytes) -> None:
+        """`put` what the other side causes as often as it likes, and is no answer to a call."""
+        self.put(message)
+        if self.is_blocked:
+            self._noted().note_response(self._taken + len(self._queue))
 
     def put_large(
         self,
@@ -267,7 +197,10 @@ class Outbox:
         item.retracted = True
         self.size -= item.outgoing.size - item.outgoing.taken
         if item.number:
-            self.put(self._codec.encode([RETRACT, item.number], []))
+            # Not by `put`: that may write at once, and the transfer stands in its lane still.
+            message = self._codec.encode([RETRACT, item.number], [])
+            self._queue.append(message)
+            self.size += len(message)
         if item is self._lanes[lane][0]:
             self._finish(item)
         else:
@@ -280,7 +213,7 @@ class Outbox:
         for item in list(self._lanes.get(lane, ()))[::-1]:
             self.retract(item, lane)
 
-    def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], None]) -> None:
+    def when_left(self, item: Transfer | bytes, lane: int, callback: Callable[[], object]) -> None:
         """See `Lanes.when_left`."""
         self._lanes.when_left(item, lane, callback)
 
@@ -308,11 +241,8 @@ class Outbox:
             self._write_alone(queue[0])
         elif queue or self._lanes:
             self.flush()
-            if self.is_blocked and len(self._queue) + len(self._lanes) > MAX_UNREAD:
-                raise RemoteProtocolError(
-                    f"the other side keeps asking but reads no answers: {len(self._queue)} "
-                    f"messages wait for it, more than {MAX_UNREAD} allowed"
-                )
+            if self._unread is not None:
+                self._unread.check_responses(self._taken)
 
     async def drained(self) -> None:
         """Wait until everything has been handed to the kernel, or the session is over."""
@@ -345,7 +275,7 @@ class Outbox:
                 break
         self.bytes_sent += written
         if not self.is_blocked:
-            self._answers = None
+            self._unread = None
             if self._on_written:
                 self._call_written()
         if self._was_full and self.size < self.limit:
@@ -380,43 +310,6 @@ class Outbox:
     def _flush_scheduled(self) -> None:
         self._scheduled = False
         self.flush()
-
-    def _write_alone(self, message: bytes) -> None:
-        """Write one message that nothing stands before or behind."""
-        frame = frame_header(len(message)) + message
-        self.bytes_sent += len(frame)
-        self.is_blocked = not self._sink.write((frame,))
-
-    def _next_frame(self) -> bytes:
-        """All that waits, or as much of it as one frame may hold."""
-        queue = self._queue
-        if len(queue) == 1:
-            envelope = queue[0]
-            self._queue = []
-            self._taken += 1
-            self.size -= len(envelope)
-        elif self.size <= self._max_batch and not self._lanes:
-            self._queue = []
-            self._taken += len(queue)
-            self.size = 0
-            envelope = self._codec.join(queue)
-        else:
-            envelope = self._join_some()
-        return frame_header(len(envelope)) + envelope
-
-    def _join_some(self) -> bytes:
-        """The first messages of a queue that may be too long for one frame."""
-        queue = self._queue
-        size = taken = 0
-        for message in queue:
-            if size and size + len(message) > min(BATCH_SIZE, self._max_batch):
-                break
-            size += len(message)
-            taken += 1
-        self._queue = queue[taken:]
-        self._taken += taken
-        self.size -= size
-        return queue[0] if taken == 1 else self._codec.join(queue[:taken])
 
     def _write_part(self, transfer: Transfer, region: list[int] | None, shared: int) -> int:
         """Write the next part of a transfer; return its size in bytes.

@@ -50,7 +50,7 @@ class Pings:
 
     def receive_ping(self, token: int) -> None:
         """The other side asks."""
-        self._outbox.put(self._codec.encode([PONG, token], []))
+        self._outbox.respond(self._codec.encode([PONG, token], []))
 
     def receive_pong(self, token: int) -> None:
         """The other side answers; late, it is dropped."""

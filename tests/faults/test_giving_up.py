@@ -13,6 +13,7 @@ from asyncipc import Limits, Peer, Progress, RequestTimeout, Session, SessionClo
 from tests.session.support import (
     KIB,
     MIB,
+    TRANSPORTS,
     Hold,
     RawPeer,
     failure,
@@ -86,6 +87,38 @@ async def test_row_4_giving_up_leaves_nothing(over: str, where: str, how: str) -
         await until(lambda: session.statistics().pending == 0, session)
         statistics = session.statistics()
         assert statistics.queued == statistics.outbox_size == other.statistics().running == 0
+
+
+@pytest.mark.parametrize("over", TRANSPORTS)
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+@pytest.mark.parametrize("large", ["requests", "replies"])
+async def test_row_4_one_of_several_large_messages(over: str, how: str, large: str) -> None:
+    """Their parts leave by turns: the other side must not hear any more of what was dropped."""
+    peer = Peer()
+
+    @peer.on_request
+    async def make(data: bytes, size: int) -> bytes:
+        return bytes(size)
+
+    async with joined(Peer(), peer, over) as (session, other):
+        for turns in range(12):
+            given = [bytes(3 * MIB), 10] if large == "requests" else [b"", 3 * MIB]
+            tasks = []
+            for number in range(4):
+                timeout = 0.001 * turns if how == "timeout" and number % 2 else 30
+                tasks.append(asyncio.create_task(session.request("make", given, timeout=timeout)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if how == "cancel":
+                for task in tasks[1::2]:
+                    task.cancel()
+            assert [len(await task) for task in tasks[::2]] == [given[1]] * 2
+            for error in await asyncio.gather(*tasks[1::2], return_exceptions=True):
+                assert isinstance(error, bytes | RequestTimeout | asyncio.CancelledError)
+        await until(lambda: session.statistics().pending == 0, session)
+        await settled(session, other)
+        for statistics in (session.statistics(), other.statistics()):
+            assert statistics.queued == statistics.outbox_size == statistics.running == 0
 
 
 @pytest.mark.parametrize("how", ["cancel", "cancel twice"])

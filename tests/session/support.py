@@ -46,6 +46,12 @@ async def joined(
     async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
         if over == "unix":
             opening = await _over_unix(first, second, stack)
+        elif over == "streams":
+            ours, theirs = socket.socketpair()
+            opening = (
+                first.wrap(*await asyncio.open_unix_connection(sock=ours)),
+                second.wrap(*await asyncio.open_unix_connection(sock=theirs)),
+            )
         elif over == "pipes":
             (our_input, their_output), (their_input, our_output) = os.pipe(), os.pipe()
             opening = first.wrap(our_input, our_output), second.wrap(their_input, their_output)

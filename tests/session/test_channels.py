@@ -86,6 +86,19 @@ async def test_both_ways_with_half_close(over: str) -> None:
         await until(lambda: nothing_is_kept(session, other), session)
 
 
+@pytest.mark.parametrize("over", TRANSPORTS)
+async def test_an_end_that_was_said_before_the_request_has_left(over: str) -> None:
+    peer, _ = echoing()
+    peer.on_request("length")(lambda data: len(data))  # noqa: PLW0108 - its parameter is read
+    async with talking(peer, over, first=Peer(limits=Limits(outbox=64 * MIB))) as session:
+        large = asyncio.create_task(session.request("length", bytes(16 * MIB)))
+        await asyncio.sleep(0)
+        async with session.channel("echo") as channel:
+            await channel.send_eof()
+            assert [item async for item in channel] == ["goodbye"]
+        assert await large == 16 * MIB
+
+
 async def test_many_items_both_ways_at_once() -> None:
     peer, _ = echoing()
     first = Peer(limits=Limits(stream_credit=16 * KIB))

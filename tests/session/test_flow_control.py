@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from asyncipc import (
+    Call,
     CallDepthExceeded,
     Limits,
     Peer,
@@ -282,6 +283,40 @@ async def test_the_outbox_is_bounded_and_senders_wait() -> None:
         assert session.statistics().outbox_size == session.statistics().queued == 0
 
 
+@pytest.mark.parametrize("count", [1, 50])
+async def test_notifications_alone_wait_for_room_and_get_it(count: int) -> None:
+    """No call waits beside them, and none of their credit is under way: nothing else wakes them."""
+    async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (raw, session):
+        large = asyncio.create_task(session.request("any", bytes(MIB)))
+        await until(lambda: session.statistics().bytes_sent > KIB)  # nothing is read over there
+        notes = [asyncio.create_task(session.notify("any", number)) for number in range(count)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not any(note.done() for note in notes)
+        async with asyncio.timeout(10):
+            seen = [(await raw.receive_kind(NOTIFY))[2] for _ in range(count)]
+            await asyncio.gather(*notes)
+            await session.notify("any", "and on")
+            seen.append((await raw.receive_kind(NOTIFY))[2])
+        assert seen == [*([number] for number in range(count)), ["and on"]]
+        large.cancel()
+        await asyncio.wait([large])
+
+
+@pytest.mark.parametrize("over", TRANSPORTS)
+async def test_a_notification_behind_a_large_request_arrives(over: str) -> None:
+    peer, taken = Peer(), Journal()
+    peer.on_request("length")(lambda data: len(data))  # noqa: PLW0108 - its parameter is read
+    peer.on_notification("take")(taken.append)
+    async with talking(peer, over, first=Peer()) as session, asyncio.timeout(20):
+        for number in range(3):
+            large = asyncio.create_task(session.request("length", bytes(8 * MIB)))
+            await asyncio.sleep(0)
+            await session.notify("take", number)
+            assert await large == 8 * MIB
+        assert await taken.reaches(3) == [0, 1, 2]
+
+
 async def test_timeouts_hold_while_the_outbox_is_full() -> None:
     async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (_raw, session):
         first = asyncio.create_task(session.request("any", bytes(4 * MIB), timeout=0.05))
@@ -296,16 +331,21 @@ async def test_timeouts_hold_while_the_outbox_is_full() -> None:
 
 
 async def test_a_waiting_notification_can_be_given_up() -> None:
-    async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (_raw, session):
+    async with RawPeer.facing(Peer(limits=Limits(outbox=16 * KIB))) as (raw, session):
         task = asyncio.create_task(session.request("any", bytes(4 * MIB)))
         await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await session.notify("any")
+                await session.notify("any", "given up")
         assert session.statistics().queued == 0
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        behind = asyncio.create_task(session.notify("any", "sent"))
+        await asyncio.sleep(0)
+        task.cancel()  # this makes room, without anything being read over there
+        async with asyncio.timeout(10):
+            await behind
+        await asyncio.wait([task])
         assert session.statistics().outbox_size < 512 * KIB
+        assert (await raw.receive_kind(NOTIFY))[2] == ["sent"]
 
 
 async def test_replies_are_taken_while_the_outbox_is_full() -> None:
@@ -395,6 +435,59 @@ async def test_one_who_asks_on_and_on_and_reads_nothing_is_let_go() -> None:
             pass
         await session.wait_closed()
         assert "reads no answers" in str(session.close_reason)
+
+
+@pytest.mark.parametrize("what", ["notifications", "progress"])
+async def test_one_who_is_sent_more_than_it_reads_may_ask(what: str) -> None:
+    """Only what it asks for is held against it, however much else waits for it."""
+    peer = Peer(limits=Limits(outbox=64 * MIB))
+    sent = asyncio.Event()
+
+    @peer.on_request
+    async def work(call: Call) -> None:
+        for number in range(110_000):
+            await call.progress(number, message="x" * 100)
+        sent.set()
+
+    async with RawPeer.facing(peer, notification_credit=64 * MIB) as (raw, session):
+        if what == "progress":
+            raw.send([REQUEST, 2, "work", None, None])
+            await sent.wait()
+        else:
+            for number in range(110_000):
+                await session.notify("any", [number, "x" * 100])
+        raw.send([PING, 1])
+        assert await raw.receive_kind(PONG) == [PONG, 1]
+        assert not session.closed
+
+
+@pytest.mark.parametrize("how", ["faults", "replies behind progress", "large faults"])
+async def test_answers_of_every_kind_are_bounded(how: str) -> None:
+    peer = Peer(limits=Limits(max_requests=16, outbox=64 * KIB))
+    answered = 0
+
+    @peer.on_request
+    def make(call: Call) -> bytes | None:
+        nonlocal answered
+        answered += 1
+        if answered == 1:
+            return bytes(MIB)  # nobody reads it, and the transport is blocked
+        if how == "faults":
+            raise ValueError("no")
+        if how == "large faults":
+            raise ValueError("no" * 20_000)
+        call.report(answered, message="x" * 40_000)
+        return None
+
+    async with RawPeer.facing(peer) as (raw, session):
+        with contextlib.suppress(ConnectionError):
+            for number in range(1, 1000):
+                raw.send([REQUEST, 2 * number, "make", None, None])
+                await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await session.wait_closed()
+        assert "does not read" in str(session.close_reason)
+        assert answered < 100
 
 
 @pytest.mark.parametrize("size", [10, 30_000, 100_000])

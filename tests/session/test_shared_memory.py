@@ -374,6 +374,29 @@ async def test_it_can_be_switched_off(above: int) -> None:
         assert session.statistics().shared_bytes_sent == 0
 
 
+@pytest.mark.parametrize("count", [2, 6])
+async def test_cancelled_among_others_a_request_gives_its_regions_back(count: int) -> None:
+    """The bytes of all travel at once, by turns; what is dropped is no part of it any longer."""
+    async with joined(Peer(timeout=None), echoing()) as (session, other):
+        for turns in range(12):
+            data: list[Any] = [bytes(3 * MIB), numpy.zeros(MIB, "u1"), bytes(9 * MIB)]
+            tasks = [
+                asyncio.create_task(session.request("echo", [data[number % 3]]))
+                for number in range(count)
+            ]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            results = await asyncio.gather(*tasks[1::2])
+            assert [memoryview(result).nbytes for result in results] == [
+                memoryview(data[number % 3]).nbytes for number in range(1, count, 2)
+            ]
+            await asyncio.wait(tasks)
+            del tasks, results
+        await all_returned(session, other)
+
+
 # -- memory of the user's own --------------------------------------------------------------------
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
+from time import monotonic
 from typing import Any
 
+import numpy
 import pytest
 
 from asyncipc import (
@@ -31,7 +33,7 @@ from tests.session.support import (
 )
 from tests.session.test_streams import nothing_is_kept
 
-REQUEST, REPLY, FAULT, CANCEL, ITEMS, END, BEGIN, CREDIT = 2, 3, 4, 6, 7, 8, 9, 13
+REQUEST, REPLY, FAULT, CANCEL, ITEMS, END, BEGIN, CREDIT, PING = 2, 3, 4, 6, 7, 8, 9, 13, 65
 
 
 class Source:
@@ -131,6 +133,48 @@ async def test_items_come_behind_their_request_when_that_is_large() -> None:
             session.request("store", {"name": "small", "items": Source(3).items()}),
         ]
         assert await asyncio.gather(*calls) == [[name, 1, 2, 3], ["small", 1, 2, 3]]
+
+
+async def test_an_upload_that_times_out_behind_a_large_request_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its request is dropped, and in the same turn what it stood behind gives way.
+
+    One timer, which is due when the upload begins, finds both of them over: the upload's task has
+    not begun by then, and nobody has told it.
+    """
+    now = 0.0
+    for module in ("calls", "deadlines"):
+        monkeypatch.setattr(f"asyncipc.session.{module}.monotonic", lambda: now)
+
+    async def pass_the_deadlines() -> None:
+        nonlocal now
+        now = 300
+
+    peer = Peer(limits=Limits(outbox=64 * MIB))
+    async with RawPeer.facing(peer, max_descriptors=64) as (raw, session):
+        large = numpy.zeros(16 * MIB, numpy.uint8)  # it takes some turns to get it into the arena
+        calls = [
+            asyncio.create_task(session.request("large", [large], timeout=200)),
+            asyncio.create_task(session.request("small", timeout=0.05)),
+        ]
+        await until(lambda: session.statistics().pending == 2)
+        due = monotonic() + 0.06
+        while monotonic() < due:
+            pass  # the timer is due in the very next turn
+        now = 100
+        items = Source(1).items()
+        calls.append(asyncio.create_task(session.request("upload", [items], timeout=0)))
+        calls.append(asyncio.create_task(pass_the_deadlines()))
+        *errors, _ = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error) for error in errors] == [RequestTimeout] * 3
+        ping = asyncio.create_task(session.ping())
+        kinds = {BEGIN}
+        while PING not in kinds:
+            kinds.add((await raw.receive())[0])
+        assert kinds.isdisjoint({REQUEST, ITEMS, END})
+        ping.cancel()
+        assert nothing_is_kept(session)
 
 
 async def test_progress_of_an_upload() -> None:
