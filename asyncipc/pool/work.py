@@ -4,6 +4,7 @@ Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variab
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from asyncipc.pool.context_variables import VariableNames, dump_context
@@ -18,6 +19,10 @@ from asyncipc.pool.payload import (
 )
 
 __all__ = ["Packer", "Work"]
+
+# What is found out about a function: its pickle, its name, whether it is plain, and what its
+# duration is remembered under.
+_Known = tuple[bytes, str, bool, bytes]
 
 
 class Work:
@@ -41,13 +46,19 @@ class Work:
         name: str,
         *,
         exclusive: bool,
+        key: bytes | None = None,
     ) -> None:
         self.method: str = method
         self.params: list[Any] = params
         self.metadata: dict[str, Any] | None = metadata
         self.name: str = name
         self.exclusive: bool = exclusive
-        self.key: bytes | None = params[0] if method == RUN else None
+        self.key: bytes | None = key
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it is to be done with, pickled."""
+        return sum(memoryview(getattr(part, "buffer", part)).nbytes for part in self.params[1:])
 
 
 class Packer:
@@ -55,8 +66,8 @@ class Packer:
 
     def __init__(self) -> None:
         self._variables = VariableNames()
-        # Of functions that go by their name: pickle, name, and whether they are plain.
-        self._known: dict[Callable[..., Any], tuple[bytes, str, bool]] = {}
+        # Of functions that go by their name.
+        self._known: dict[Callable[..., Any], _Known] = {}
 
     def pack_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -81,16 +92,31 @@ class Packer:
 
     def _pack(self, method: str, function: Callable[..., Any], arguments: Any) -> Work:
         known = self._known.get(function) if goes_by_name(function) else None
-        pickled, name, exclusive = known if known is not None else self._look_at(function)
+        pickled, name, exclusive, key = known if known is not None else self._look_at(function)
         params = [pickled, *dump_arguments(arguments, name)]
         context = dump_context(self._variables)
         metadata = None if context is None else {"context": context}
-        return Work(method, params, metadata, name, exclusive=exclusive)
+        if method != RUN:
+            return Work(method, params, metadata, name, exclusive=exclusive)
+        return Work(method, params, metadata, name, exclusive=exclusive, key=key)
 
-    def _look_at(self, function: Callable[..., Any]) -> tuple[bytes, str, bool]:
-        found = dump_function(function), function_name(function), not is_async(function)
-        if goes_by_name(function):
-            if len(self._known) >= MAX_FUNCTIONS:
-                self._known.clear()
-            self._known[function] = found
-        return found
+    def _look_at(self, function: Callable[..., Any]) -> _Known:
+        pickled, name = dump_function(function), function_name(function)
+        exclusive = not is_async(function)
+        if not goes_by_name(function):
+            return pickled, name, exclusive, _key(function)
+        if len(self._known) >= MAX_FUNCTIONS:
+            self._known.clear()
+        self._known[function] = known = pickled, name, exclusive, pickled
+        return known
+
+
+def _key(function: Callable[..., Any]) -> bytes:
+    """What stands for all partials, methods or objects of a kind.
+
+    Not the pickle: it may hold anything, of any size, and hardly comes twice.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{getattr(named, '__module__', None)} {named.__qualname__}".encode()
