@@ -29,9 +29,10 @@ from asyncipc.errors import DecodeError
 from asyncipc.pool import logs
 from asyncipc.pool.generating import Generators
 from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, STREAM, Jobs
-from asyncipc.pool.main_module import import_main
+from asyncipc.pool.main_module import clear_main, import_main
 from asyncipc.pool.outside import call_outside
 from asyncipc.pool.payload import dump_failure
+from asyncipc.process.fork import run_and_exit
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
 from asyncipc.session.context import Call
@@ -115,7 +116,9 @@ def main(descriptor: int) -> NoReturn:
     """The program of a worker that is not forked from a zygote."""
     arm_inherited_lifeline()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the application's to hear
-    sys.exit(serve(socket.socket(fileno=descriptor)))
+    clear_main()
+    # Not by sys.exit: it would wait for threads that a task has left running.
+    run_and_exit(partial(serve, socket.socket(fileno=descriptor)))
 
 
 def _hang_up(end: socket.socket) -> None:
