@@ -265,6 +265,7 @@ class Jobs:
             except BaseException as failure:  # noqa: BLE001 - what pickling raises is any code's
                 error = EncodeError(
                     f"the result of {call.method}, {_kind(result)}, cannot be pickled: {failure}"
+                    f"{_hint(result)}"
                 )
         if error is not None:
             self._dispatch.complete(call, [FAILURE, seconds, *dump_failure(error)])
@@ -325,6 +326,12 @@ async def _each_awaited(
 def _kind(value: Any) -> str:
     kind = type(value)
     return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
+
+
+def _hint(value: Any) -> str:
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        return "; the items of a generator are to be had with pool.stream()"
+    return ""
 
 
 def _ignore(_size: int) -> None:
