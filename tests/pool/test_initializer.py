@@ -104,8 +104,8 @@ async def test_an_initializer_that_fails_is_tried_once_and_told(
 
 
 async def wait_in_vain(address: bytes) -> None:
-    tell(address, "started")
     try:
+        tell(address, "started")
         await asyncio.Event().wait()
     finally:
         tell(address, "given up")
