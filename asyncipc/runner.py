@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["run"]
+__all__ = ["occupy_standard_streams", "run"]
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 with contextlib.suppress(ImportError):
@@ -34,12 +34,12 @@ def run(
     """
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - as `asyncio.run` does it
         raise RuntimeError("asyncipc.run() cannot be called from a running event loop")
-    _occupy_standard_streams()
+    occupy_standard_streams()
     with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
         return runner.run(main if isinstance(main, Coroutine) else main())
 
 
-def _occupy_standard_streams() -> None:
+def occupy_standard_streams() -> None:
     """Leave no standard stream closed: libuv aborts when its own descriptors get such a number.
 
     Each is opened the wrong way round, so that using it is the same error as if it were closed.

@@ -5,6 +5,7 @@ Layer 4, inside the pool. Above: the pool, its face. Below: scheduler, superviso
 
 import asyncio
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -42,6 +43,7 @@ class Engine:
         self.on_died: list[Callable[[Worker, WorkerDied], object]] = []
         self._counts = TaskCounts()
         self._requests: set[asyncio.Task[Any]] = set()  # under way
+        self._callbacks: set[asyncio.Task[Any]] = set()  # those of on_started and on_died
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler: Scheduler
         self._supervisor: Supervisor
@@ -329,10 +331,26 @@ class Engine:
             self._call_back(callback, self._worker(link), error)
 
     def _call_back(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call it; one that is async goes on in a task, which nothing here waits for."""
         assert self._loop is not None
         try:
-            callback(*arguments)
+            begun = callback(*arguments)
         except Exception as error:  # noqa: BLE001 - a callback's mistake is reported, not ours
-            self._loop.call_exception_handler(
-                {"message": "a callback of a pool for its workers failed", "exception": error}
-            )
+            self._callback_failed(error)
+            return
+        if inspect.iscoroutine(begun):
+            task = self._loop.create_task(begun)
+            self._callbacks.add(task)
+            task.add_done_callback(self._callback_ended)
+
+    def _callback_ended(self, task: asyncio.Task[Any]) -> None:
+        self._callbacks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._callback_failed(error)
+
+    def _callback_failed(self, error: BaseException) -> None:
+        assert self._loop is not None
+        self._loop.call_exception_handler(
+            {"message": "a callback of a pool for its workers failed", "exception": error}
+        )

@@ -1,20 +1,23 @@
 """A worker's side of streams: runs generators, and packs what they give.
 
-An async generator is iterated on the loop. A plain one is stepped there, on the main thread, one
-item after the other; while it works on one, its `Call` looks at the socket itself.
+An async generator is iterated on the loop. A plain one is stepped between its turns, on the main
+thread and outside of it, one item after the other; while it works on one, its `Call` looks at the
+socket itself.
 
-Layer 4, inside the pool. Above: the worker. Below: jobs, payload, the session.
+Layer 4, inside the pool. Above: the worker. Below: jobs, outside, payload, the session.
 """
 
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextvars import Context
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
 from asyncipc.pool.jobs import FAILURE, RESULT
+from asyncipc.pool.outside import back_inside, call_outside
 from asyncipc.pool.payload import dump, dump_failure
 from asyncipc.session.context import Call, current_call
 from asyncipc.session.dispatch import Dispatch, nothing_new
@@ -50,7 +53,7 @@ class Generators:
     ) -> None:
         self._dispatch = dispatch
         self._outbox = outbox
-        self._look = look
+        self._look = back_inside(dispatch.loop, look)
         self._is_ending = is_ending
         self._unpack = unpack
 
@@ -81,7 +84,7 @@ class Generators:
         generator, (args, kwargs), context = self._unpack(call, function, arguments)
         for variable, value in context.items():
             variable.set(value)
-        items = generator(*args, **kwargs)
+        items = self._outside(partial(generator, *args, **kwargs))
         if inspect.iscoroutine(items):
             items = await items
         if isinstance(items, AsyncIterable):
@@ -99,12 +102,12 @@ class Generators:
 
     async def _steps(self, items: Iterable[Any]) -> AsyncGenerator[Any, None]:
         """What a plain generator gives, stepped on the loop."""
-        iterator = iter(items)
+        iterator = self._outside(iter, items)
         slowest = QUICK  # of the last steps; nothing is known of the first
         try:
             while True:
                 began = perf_counter()
-                item = self._step(iterator)
+                item = self._outside(next, iterator, _END)
                 if item is _END:
                     break
                 slowest = max(slowest * DECAY, perf_counter() - began)
@@ -115,12 +118,13 @@ class Generators:
                     self._outbox.flush()
         finally:
             if inspect.isgenerator(items):
-                items.close()
+                self._outside(items.close)
 
-    def _step(self, items: Iterator[Any]) -> Any:
+    def _outside(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """Call what is or may be the user's own plain code."""
         self._dispatch.look = self._look
         try:
-            return next(items, _END)
+            return call_outside(self._dispatch.loop, function, *arguments)
         finally:
             self._dispatch.look = nothing_new
 

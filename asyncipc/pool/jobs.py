@@ -1,11 +1,12 @@
 """A worker's side of the tasks: takes them, runs them, answers.
 
-A plain function runs on the main thread with no loop beside it, one at a time: while it does, its
+A plain function runs on the main thread, outside of the loop, one at a time: while it does, its
 `Call` looks at the socket itself, and progress is written directly. A function that returns a
 coroutine gets a task. The answer to a call is on the wire before the next is begun, so that at a
 death the application knows which calls had begun.
 
-Layer 4, inside the pool. Above: the worker. Below: payload, context_variables, the session.
+Layer 4, inside the pool. Above: the worker. Below: outside, payload, context_variables, the
+session.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from typing import Any, Final
 from asyncipc.errors import EncodeError
 from asyncipc.pool.context_variables import load_context
 from asyncipc.pool.descriptors import drop_descriptors
+from asyncipc.pool.outside import back_inside, call_outside
 from asyncipc.pool.payload import (
     FunctionCache,
     dump,
@@ -98,7 +100,7 @@ class Jobs:
         self._dispatch = dispatch
         self._outbox = outbox
         self._loop = dispatch.loop
-        self._look = look
+        self._look = back_inside(self._loop, look)
         self._is_ending = is_ending
         self._functions = FunctionCache()
         self._waiting: deque[Job] = deque()
@@ -134,16 +136,19 @@ class Jobs:
 
     def _run_waiting(self) -> None:
         self._is_scheduled = False
-        until = perf_counter() + TURN
         try:
-            while self._waiting and self._may_begin():
-                self._begin(self._waiting.popleft())
-                self._check()
-                if perf_counter() > until:
-                    break
+            call_outside(self._loop, self._take_turn)
         finally:
             if self._waiting and not self._is_held:
                 self._schedule()
+
+    def _take_turn(self) -> None:
+        until = perf_counter() + TURN
+        while self._waiting and self._may_begin():
+            self._begin(self._waiting.popleft())
+            self._check()
+            if perf_counter() > until:
+                break
 
     def _may_begin(self) -> bool:
         """Whether the answers to all that ran alone are on the wire; if not, that is waited for."""
@@ -171,7 +176,7 @@ class Jobs:
         self._is_running = True
         self._dispatch.look = self._look
         try:
-            context, result = self._call(job)
+            context, function, result = self._call(job)
         except BaseException as error:  # noqa: BLE001 - SystemExit is the caller's news ...
             self._check()  # ... unless this process was asked to end: then it has no answer
             self._answer(job, began, error=error)
@@ -184,23 +189,23 @@ class Jobs:
                 self._await(job, result, began), loop=self._loop, context=context
             )
             job.task.add_done_callback(partial(self._ended, job, result, began))
-            if not is_async(self._functions.load(job.params[0])):
+            if not is_async(function):
                 self._alone = job.task  # the application takes it for one that runs alone
         else:
             self._answer(job, began, result)
 
-    def _call(self, job: Job) -> tuple[Context, Any]:
+    def _call(self, job: Job) -> tuple[Context, Callable[..., Any], Any]:
         call = job.call
         # What came in shared memory goes back when the arguments are gone: nobody else keeps it.
         pickled, *dumped = job.params
-        job.params = [pickled]
+        job.params = []
         function, arguments, context = self.unpack(call, pickled, dumped)
         del dumped
         context.run(serving.set, call)
         if job.method == MAP:
-            return context, context.run(_each, function, arguments, self._check)
+            return context, function, context.run(_each, function, arguments, self._check)
         args, kwargs = arguments
-        return context, context.run(function, *args, **kwargs)
+        return context, function, context.run(function, *args, **kwargs)
 
     def unpack(
         self, call: Call, pickled: bytes, dumped: list[Any]
@@ -266,6 +271,7 @@ class Jobs:
             except BaseException as failure:  # noqa: BLE001 - what pickling raises is any code's
                 error = EncodeError(
                     f"the result of {call.method}, {_kind(result)}, cannot be pickled: {failure}"
+                    f"{_hint(result)}"
                 )
         if error is not None:
             self._dispatch.complete(call, [FAILURE, seconds, *dump_failure(error)])
@@ -326,6 +332,12 @@ async def _each_awaited(
 def _kind(value: Any) -> str:
     kind = type(value)
     return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
+
+
+def _hint(value: Any) -> str:
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        return "; the items of a generator are to be had with pool.stream()"
+    return ""
 
 
 def _ignore(_size: int) -> None:

@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 from typing import Final
 
-__all__ = ["GUARD", "describe_main", "import_main", "is_importing_main"]
+__all__ = ["GUARD", "clear_main", "describe_main", "import_main", "is_importing_main"]
 
 # What the module is called in workers; multiprocessing's name, which scripts may know.
 WORKER_MAIN: Final = "__mp_main__"
@@ -39,6 +39,15 @@ def describe_main() -> dict[str, str]:
     if file is None or not Path(file).is_file() or Path(file).stem == "ipython":
         return {}
     return {"path": os.path.realpath(file)}
+
+
+def clear_main() -> None:
+    """Let the main module of this process be an empty one: the program that started it is not ours.
+
+    Otherwise a function of an application whose main module cannot be imported would be looked for
+    among the names of that program, and found if it is called ``main``.
+    """
+    sys.modules["__main__"] = types.ModuleType("__main__")
 
 
 def import_main(description: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The options of a pool: what each may be, checked when it is made.
 
-Layer 4, inside the pool.
+Layer 4, inside the pool. Below: payload.
 """
 
 import dataclasses
@@ -10,6 +10,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
+
+from asyncipc.pool.payload import is_async
 
 __all__ = ["PoolOptions", "StartMethod", "check_count", "default_start_method"]
 
@@ -67,6 +69,8 @@ class PoolOptions:
             raise ValueError(f"start_method is one of {START_METHODS}, not {self.start_method!r}")
         if self.initializer is not None and not callable(self.initializer):
             raise TypeError(f"initializer is a function, not {self.initializer!r:.60}")
+        if is_async(self.on_stderr):
+            raise TypeError(f"on_stderr is a plain function, not async: {self.on_stderr!r:.60}")
 
 
 def check_count(name: str, value: Any) -> None:

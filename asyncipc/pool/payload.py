@@ -14,7 +14,7 @@ import io
 import pickle
 import traceback
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType, TracebackType
+from types import BuiltinFunctionType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final, cast
 
 from asyncipc.errors import DecodeError, EncodeError, RemoteError, RequestCancelled
@@ -145,7 +145,12 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 
 def goes_by_name(function: object) -> bool:
     """Whether the pickle of a function is its name, so that it can be remembered."""
-    return isinstance(function, _NAMED)
+    if isinstance(function, FunctionType):
+        return True
+    # A function of C code has its module there, or the class; a method has any object.
+    return isinstance(function, BuiltinFunctionType) and isinstance(
+        function.__self__, ModuleType | type | None
+    )
 
 
 class FunctionCache:
@@ -173,14 +178,11 @@ class FunctionCache:
                 "importable there: what is defined in an interactive session, or after the pool "
                 "was started, is not"
             ) from error
-        if isinstance(function, _NAMED):
+        if goes_by_name(function):
             if len(self._known) >= MAX_FUNCTIONS:
                 self._known.clear()
             self._known[data] = function
         return function
-
-
-_NAMED = (FunctionType, BuiltinFunctionType)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -196,6 +198,8 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 def function_name(function: Callable[..., Any]) -> str:
     """A function as it is named in errors and logs."""
+    if isinstance(function, functools.partial):
+        return f"partial({function_name(function.func)})"  # its arguments may be of any size
     name = getattr(function, "__qualname__", None)
     module = getattr(function, "__module__", None)
     return f"{module}.{name}" if name and module else f"{function!r:.80}"

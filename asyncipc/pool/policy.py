@@ -32,6 +32,10 @@ LONGEST_PAUSE: Final = 30.0
 CHUNK_TIME: Final = 0.004
 MAX_CHUNK: Final = 16384
 
+# Bytes of pickled items that a chunk should not exceed. What is under way is memory of the
+# application and of the workers.
+CHUNK_BYTES: Final = 1024 * 1024
+
 # How fast chunks may grow while little is known.
 CHUNK_GROWTH: Final = 128
 
@@ -90,7 +94,7 @@ class Backoff:
 
 
 class ChunkSizer:
-    """How many items a chunk should have, from how long earlier ones took.
+    """How many items a chunk should have, from how long earlier ones took and how large they are.
 
     :param workers: how many share the work
     :param total: how many items there are, if that is known
@@ -99,6 +103,7 @@ class ChunkSizer:
     def __init__(self, workers: int, total: int | None = None) -> None:
         self._size = 1
         self._most = MAX_CHUNK
+        self._light = MAX_CHUNK  # so many are not too many bytes
         self.is_informed: bool = False  # a chunk has come back
         if total is not None:
             self._most = max(1, min(MAX_CHUNK, total // (workers * CHUNKS_PER_WORKER)))
@@ -106,7 +111,11 @@ class ChunkSizer:
     @property
     def size(self) -> int:
         """For the next chunk."""
-        return self._size
+        return min(self._size, self._light)
+
+    def weigh(self, items: int, size: int) -> None:
+        """A chunk is under way, and has so many bytes."""
+        self._light = max(1, items * CHUNK_BYTES // (size + 1))
 
     def note(self, items: int, seconds: float) -> None:
         """A chunk took so long in its worker."""

@@ -37,7 +37,8 @@ class Pool:
 
     :param workers: how many; by default as many as this process may use processors
     :param preload: modules that are imported once for all workers, before they are forked
-    :param initializer: called first in each worker, with ``initargs``
+    :param initializer: called first in each worker, with ``initargs``; an ``async def`` is awaited
+        on the loop in which its async functions run
     :param initargs: its arguments
     :param service: what gives every worker named handlers for `request`: an object with
         ``__handlers__``, or a class or function that makes one in each worker
@@ -359,13 +360,17 @@ class Pool:
         return self._engine.workers
 
     def on_worker_started(self, callback: Callable[[Worker], object]) -> None:
-        """Call ``callback(worker)`` with each worker that becomes ready."""
+        """Call ``callback(worker)`` with each worker that becomes ready.
+
+        An ``async def`` runs in a task of its own, which nobody waits for.
+        """
         self._engine.on_started.append(callback)
 
     def on_worker_died(self, callback: Callable[[Worker, WorkerDied], object]) -> None:
         """Call ``callback(worker, error)`` with each worker that dies.
 
         Also where that was the only way to stop a task; not with those that end in good order.
+        An ``async def`` runs in a task of its own, which nobody waits for.
         """
         self._engine.on_died.append(callback)
 

@@ -44,6 +44,9 @@ STDERR_TAIL: Final = 16 * 1024
 # Seconds that a zygote gets to end when its work is over. It waits for nothing.
 ZYGOTE_GRACE: Final = 1.0
 
+# Seconds that it still gets to answer when nobody waits for the worker any longer.
+ANSWER_WAIT: Final = 0.1
+
 # Requests to fork that the zygote may have at once; its socket holds some more.
 MAX_FORKING: Final = 64
 
@@ -209,9 +212,12 @@ class _Zygote:
             stderr.start()
             process = await future
         except BaseException as error:
-            if worker in self._forking and self._forking.pop(worker)[0].cancelled():
-                # It got all the time there was and has not answered: it hangs, or was stopped.
-                self._process.kill()
+            if future.cancelled() and worker in self._forking:
+                # It got all the time there was and has not answered: it hangs, or was stopped. Or
+                # the pool is being closed.
+                self._loop.call_later(ANSWER_WAIT, self._kill_if_it_hangs, worker)
+            else:
+                self._forking.pop(worker, None)
             transport.close()
             stderr.close()
             # One that was forked all the same ends with it.
@@ -221,6 +227,10 @@ class _Zygote:
                 raise PoolError("the zygote died") from error
             raise
         return Started(process, transport, stderr)
+
+    def _kill_if_it_hangs(self, worker: int) -> None:
+        if worker in self._forking and not self.is_over:
+            self._process.kill()
 
     async def end(self) -> None:
         """Let it go. Its workers go on."""
@@ -317,8 +327,9 @@ def _start_program(module: str, end: socket.socket, stderr: StderrCapture) -> Ch
     # Inherited under its own number, which must not be that of a standard stream.
     with end.dup() as inherited:
         number = inherited.fileno()
+        path = [str(entry) for entry in sys.path]  # which may hold anything; imports skip the odd
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}\n"
+            f"import sys; sys.path[:] = {path!r}\n"
             f"from asyncipc.pool.{module} import main; main({number})"
         )
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does

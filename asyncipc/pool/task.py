@@ -6,6 +6,7 @@ Layer 4, inside the pool. Above: scheduler, links to workers, engine. Below: pay
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
+from contextvars import Context
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -39,7 +40,8 @@ class Holder(Protocol):
 class PoolTask(Generic[Result]):
     """A call that was given to a pool; made by `Pool.submit`.
 
-    ``await task`` waits for the result. If who awaits it is cancelled, so is the task.
+    ``await task`` waits for the result. If who awaits it is cancelled, so is the task. What
+    `asyncio.Future` has to offer it has as well, so `asyncio.wait` and the like take it.
     """
 
     __slots__ = (
@@ -123,9 +125,48 @@ class PoolTask(Generic[Result]):
         """Whether it ended with an error."""
         return self._has_failed
 
-    def add_done_callback(self, callback: Callable[["PoolTask[Result]"], object]) -> None:
-        """Call ``callback`` with this task when it is over, in a turn of the loop of its own."""
-        self._future.add_done_callback(lambda _: callback(self))
+    def result(self) -> Result:
+        """The result, or what `await` would raise; never waits.
+
+        :raises asyncio.InvalidStateError: it is not over
+        """
+        self._check_over("result")
+        return self._future.result()
+
+    def exception(self) -> BaseException | None:
+        """The error that it ended with, or None; never waits.
+
+        :raises asyncio.CancelledError: it was cancelled
+        :raises asyncio.InvalidStateError: it is not over
+        """
+        self._check_over("exception")
+        return self._future.exception()
+
+    def _check_over(self, method: str) -> None:
+        if not self._future.done():
+            raise asyncio.InvalidStateError(
+                f"{method}() is for a task that is over, and {self!r} is not: await it"
+            )
+
+    def add_done_callback(
+        self,
+        callback: Callable[["PoolTask[Result]"], object],
+        *,
+        context: Context | None = None,
+    ) -> None:
+        """Call ``callback`` with this task when it is over, in a turn of the loop of its own.
+
+        :param context: the context variables it sees; None: those of now
+        """
+        self._future.add_done_callback(_Callback(self, callback), context=context)
+
+    def remove_done_callback(self, callback: Callable[["PoolTask[Result]"], object]) -> int:
+        """Take it off again; how often it was there."""
+        return self._future.remove_done_callback(_Callback(self, callback))
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it belongs to."""
+        return self._future.get_loop()
 
     async def progress(self) -> AsyncIterator[Progress]:
         """The updates from now on, in order, until the task is over.
@@ -235,6 +276,25 @@ class PoolTask(Generic[Result]):
         if holder is not None:
             holder.give_up(self)
         self.on_done(self)
+
+
+class _Callback:
+    """What is to be called with a task when it is over; equal for equal functions."""
+
+    __slots__ = ("_callback", "_task")
+
+    def __init__(self, task: PoolTask[Any], callback: Callable[[PoolTask[Any]], object]) -> None:
+        self._task = task
+        self._callback = callback
+
+    def __call__(self, _: asyncio.Future[Any]) -> None:
+        self._callback(self._task)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Callback) and self._callback == other._callback
+
+    def __hash__(self) -> int:
+        return hash(self._callback)
 
 
 class _Reader:

@@ -4,10 +4,12 @@ Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variab
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asyncipc.lazy import LazyModule
 from asyncipc.pool.context_variables import VariableNames, dump_context
+from asyncipc.pool.descriptors import Carried
 from asyncipc.pool.jobs import MAP, RUN, STREAM
 from asyncipc.pool.payload import (
     MAX_FUNCTIONS,
@@ -25,6 +27,10 @@ else:
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
 __all__ = ["Packer", "Work"]
+
+# What is found out about a function: its pickle, its name, whether it is plain, and what its
+# duration is remembered under.
+_Known = tuple[bytes, str, bool, bytes]
 
 
 class Work:
@@ -48,13 +54,23 @@ class Work:
         name: str,
         *,
         exclusive: bool,
+        key: bytes | None = None,
     ) -> None:
         self.method: str = method
         self.params: list[Any] = params
         self.metadata: dict[str, Any] | None = metadata
         self.name: str = name
         self.exclusive: bool = exclusive
-        self.key: bytes | None = params[0] if method == RUN else None
+        self.key: bytes | None = key
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it is to be done with, pickled."""
+        return sum(
+            memoryview(getattr(part, "buffer", part)).nbytes
+            for part in self.params[1:]
+            if not hasattr(part, "fileno")
+        )
 
 
 class Packer:
@@ -62,8 +78,8 @@ class Packer:
 
     def __init__(self) -> None:
         self._variables = VariableNames()
-        # Of functions that go by their name: pickle, name, and whether they are plain.
-        self._known: dict[Callable[..., Any], tuple[bytes, str, bool]] = {}
+        # Of functions that go by their name.
+        self._known: dict[Callable[..., Any], _Known] = {}
 
     def pack_call(
         self,
@@ -97,34 +113,51 @@ class Packer:
         self, method: str, function: Callable[..., Any], arguments: Any, *, lasting: bool = False
     ) -> Work:
         known = self._known.get(function) if goes_by_name(function) else None
-        pickled, name, exclusive = known if known is not None else self._look_at(function)
+        pickled, name, exclusive, key = known if known is not None else self._look_at(function)
         dumped = dump_arguments(arguments, name)
         if len(dumped) > 1 and not lasting:
             dumped[1:] = map(_owned, dumped[1:])
         params = [pickled, *dumped]
         context = dump_context(self._variables)
         metadata = None if context is None else {"context": context}
-        return Work(method, params, metadata, name, exclusive=exclusive)
+        if method != RUN:
+            return Work(method, params, metadata, name, exclusive=exclusive)
+        return Work(method, params, metadata, name, exclusive=exclusive, key=key)
 
-    def _look_at(self, function: Callable[..., Any]) -> tuple[bytes, str, bool]:
-        found = dump_function(function), function_name(function), not is_async(function)
-        if goes_by_name(function):
-            if len(self._known) >= MAX_FUNCTIONS:
-                self._known.clear()
-            self._known[function] = found
-        return found
+    def _look_at(self, function: Callable[..., Any]) -> _Known:
+        pickled, name = dump_function(function), function_name(function)
+        exclusive = not is_async(function)
+        if not goes_by_name(function):
+            return pickled, name, exclusive, _key(function)
+        if len(self._known) >= MAX_FUNCTIONS:
+            self._known.clear()
+        self._known[function] = known = pickled, name, exclusive, pickled
+        return known
 
 
-def _owned(buffer: memoryview | bytearray | Writable) -> memoryview | bytearray | Writable:
+def _key(function: Callable[..., Any]) -> bytes:
+    """What stands for all partials, methods or objects of a kind.
+
+    Not the pickle: it may hold anything, of any size, and hardly comes twice.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{getattr(named, '__module__', None)} {named.__qualname__}".encode()
+
+
+def _owned(part: memoryview | bytearray | Writable | Carried) -> Any:
     """A copy of a buffer that its owner may change, which arrives as the buffer would.
 
-    `asyncipc.shared_buffer` is for those who will not.
+    Descriptors are copies already; `asyncipc.shared_buffer` is for those who will not change it.
     """
-    if isinstance(buffer, bytearray):
-        return bytearray(buffer)
-    view = buffer.buffer if isinstance(buffer, Writable) else buffer
+    if isinstance(part, Carried):
+        return part
+    if isinstance(part, bytearray):
+        return bytearray(part)
+    view = part.buffer if isinstance(part, Writable) else part
     if type(view.obj) is bytes or shared_memory.memory_behind(view) is not None:
-        return buffer
-    if isinstance(buffer, Writable):
+        return part
+    if isinstance(part, Writable):
         return Writable(memoryview(bytearray(view)))
     return memoryview(bytes(view))

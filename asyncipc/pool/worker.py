@@ -4,11 +4,12 @@ It imports little: the session and below. It ends when the session does, by SIGT
 application, whatever it is doing (its lifeline).
 
 Layer 4, inside the pool. Above: the zygote, which forks it; or it is a program of its own. Below:
-jobs, logs, main_module, session, transport.
+jobs, outside, logs, main_module, session, transport.
 """
 
 import asyncio
 import contextlib
+import inspect
 import os
 import pickle
 import signal
@@ -28,8 +29,10 @@ from asyncipc.errors import DecodeError
 from asyncipc.pool import logs
 from asyncipc.pool.generating import Generators
 from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, STREAM, Jobs
-from asyncipc.pool.main_module import import_main
+from asyncipc.pool.main_module import clear_main, import_main
+from asyncipc.pool.outside import call_outside
 from asyncipc.pool.payload import dump_failure
+from asyncipc.process.fork import run_and_exit
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
 from asyncipc.session.context import Call
@@ -61,7 +64,7 @@ TIMEOUTS: Final = Timeouts(handshake=120.0)
 class WorkerSetup:
     """What a worker is told first.
 
-    :ivar initializer: called before anything else is run, with ``initargs``
+    :ivar initializer: called before anything else is run, with ``initargs``; plain or ``async def``
     :ivar service: an object with ``__handlers__``, or what returns one when it is called
     :ivar niceness: added to that of the process
     :ivar max_memory: bytes of private memory above which the application is told
@@ -113,7 +116,9 @@ def main(descriptor: int) -> NoReturn:
     """The program of a worker that is not forked from a zygote."""
     arm_inherited_lifeline()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the application's to hear
-    sys.exit(serve(socket.socket(fileno=descriptor)))
+    clear_main()
+    # Not by sys.exit: it would wait for threads that a task has left running.
+    run_and_exit(partial(serve, socket.socket(fileno=descriptor)))
 
 
 def _hang_up(end: socket.socket) -> None:
@@ -184,7 +189,11 @@ class _Worker:
         return self.is_terminating
 
     def _begin(self, params: list[Any], call: Call) -> None:
-        """Get ready. Answers like a job does: what fails may be any code of the user's.
+        """Get ready, in a task: an initializer may be async."""
+        self._beginning: asyncio.Task[None] = self._loop.create_task(self._get_ready(params, call))
+
+    async def _get_ready(self, params: list[Any], call: Call) -> None:
+        """Answers like a job does: what fails may be any code of the user's.
 
         (Parameters are not bound by annotation: what that takes to import, few workers need.)
 
@@ -194,15 +203,17 @@ class _Worker:
         main, argv, preload, setup = params
         try:
             sys.argv[:] = argv
-            import_main(main)
-            _preload(preload)
-            self._set_up(setup)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the application
+            call_outside(self._loop, import_main, main)
+            call_outside(self._loop, _preload, preload)
+            await self._set_up(setup)
+        except BaseException as error:
+            if self.is_terminating or self._beginning.cancelling():
+                raise  # not by what it runs: the loop is being left
             self._dispatch.complete(call, [FAILURE, 0.0, *dump_failure(error)])
         else:
             self._dispatch.complete(call, [RESULT, 0.0])
 
-    def _set_up(self, pickled: bytes) -> None:
+    async def _set_up(self, pickled: bytes) -> None:
         try:
             setup: WorkerSetup = pickle.loads(pickled)  # noqa: S301 - see `payload`
         except Exception as error:
@@ -216,7 +227,9 @@ class _Worker:
             self._jobs.max_memory = setup.max_memory
             self._jobs.on_too_large = self._tell_size
         if setup.initializer is not None:
-            setup.initializer(*setup.initargs)
+            begun = call_outside(self._loop, setup.initializer, *setup.initargs)
+            if inspect.isawaitable(begun):
+                await begun
         if setup.service is not None:
             provider = setup.service() if callable(setup.service) else setup.service
             self._handlers.register(provider)

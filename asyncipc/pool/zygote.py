@@ -32,14 +32,26 @@ from asyncipc.pool.control import (
     Refused,
     Setup,
 )
-from asyncipc.pool.main_module import import_main
-from asyncipc.process.fork import fork_child, native_threads, running_threads, try_fork
+from asyncipc.pool.main_module import clear_main, import_main
+from asyncipc.process.fork import (
+    exit_now,
+    fork_child,
+    native_threads,
+    running_threads,
+    try_fork,
+)
 from asyncipc.process.lifeline import arm_inherited_lifeline, arm_lifeline
+from asyncipc.process.orphans import adopt_orphans
+from asyncipc.runner import occupy_standard_streams
 from asyncipc.wire import msgpack_values  # noqa: F401 - imported late otherwise, in each worker
 
 __all__ = ["main"]
 
 STDERR: Final = 2
+
+# Seconds for which it waits, when it is to end, for processes that its workers have left behind:
+# those that belonged to their groups were killed a moment ago.
+LAST_WAIT: Final = 0.1
 
 
 def main(descriptor: int) -> NoReturn:
@@ -49,14 +61,14 @@ def main(descriptor: int) -> NoReturn:
     """
     arm_inherited_lifeline()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the application's to hear
+    clear_main()
+    occupy_standard_streams()  # or what follows would get their numbers, in workers too
     # What stands open now is the zygote's own, and nothing for its workers.
     own = _open_descriptors() - {0, 1, STDERR}
     with contextlib.closing(ControlSocket(socket.socket(fileno=descriptor))) as control:
         _speak(control, own)
     # Not by sys.exit: it would wait for threads that a preloaded module has left running.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    exit_now(0, run_atexit=False)
 
 
 def _speak(control: ControlSocket, own: set[int]) -> None:
@@ -70,7 +82,11 @@ def _speak(control: ControlSocket, own: set[int]) -> None:
     with contextlib.suppress(ConnectionError):
         control.send(Ready(monotonic() - began) if reason is None else Refused(reason))
         if reason is None:
-            _Zygote(control, application, own).serve()
+            zygote = _Zygote(control, application, own)
+            try:
+                zygote.serve()
+            finally:
+                zygote.bury_orphans()
 
 
 def _become(setup: Setup) -> str | None:
@@ -112,6 +128,12 @@ class _Zygote:
         self._poller = select.poll()
         self._poller.register(control, select.POLLIN)
         self._poller.register(application, select.POLLIN)
+        # What its workers leave behind is adopted, and reaped when SIGCHLD has written to this.
+        adopt_orphans()
+        self._children, self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poller.register(self._children, select.POLLIN)
+        signal.signal(signal.SIGCHLD, _wake_up)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
 
     def serve(self) -> None:
         """Fork and reap until the application hangs up."""
@@ -121,8 +143,9 @@ class _Zygote:
                     # Lifelines have done it, unless some fork of the application holds them.
                     self._kill_workers()
                     return
-                if descriptor in self._workers:
-                    self._reap(descriptor)
+                if descriptor != self._control.fileno():
+                    # Not the one it belongs to: that may be reaped, and its number another's.
+                    self._reap_all()
                     continue
                 received = self._control.receive()
                 if received is None:
@@ -154,7 +177,33 @@ class _Zygote:
         self._poller.unregister(pidfd)
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
-        self._control.send(Exited(number, os.waitstatus_to_exitcode(status)))
+        with contextlib.suppress(ConnectionError):  # nobody listens: that is about to be noticed
+            self._control.send(Exited(number, os.waitstatus_to_exitcode(status)))
+
+    def _reap_all(self) -> bool:
+        """Reap all that have ended, workers and orphans; whether there are others."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._children, 4096):
+                pass
+        pidfds = {pid: pidfd for pidfd, (_, pid) in self._workers.items()}
+        try:
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                pidfd = pidfds.get(ended.si_pid)
+                if pidfd is not None:
+                    self._reap(pidfd)
+                else:
+                    os.waitpid(ended.si_pid, 0)
+        except ChildProcessError:
+            return False
+        return True
+
+    def bury_orphans(self) -> None:
+        """The end has come: wait for those that are being killed, but not for long."""
+        until = monotonic() + LAST_WAIT
+        poller = select.poll()
+        poller.register(self._children, select.POLLIN)
+        while self._reap_all() and (left := until - monotonic()) > 0:
+            poller.poll(left * 1000)
 
     def _kill_workers(self) -> None:
         for _, pid in self._workers.values():
@@ -165,10 +214,14 @@ class _Zygote:
         arm_lifeline(lifeline)
         os.dup2(stderr, STDERR)
         os.close(stderr)
-        for descriptor in (*self._own, *self._workers):
+        for descriptor in (*self._own, *self._workers, self._children, self._wakeup):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         return worker.serve(socket.socket(fileno=end), self._application)
+
+
+def _wake_up(_number: int, _frame: object) -> None:
+    """A signal that has a handler writes to the wake-up descriptor."""
 
 
 def _open_pidfd(pid: int) -> int:

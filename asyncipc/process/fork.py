@@ -21,10 +21,18 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
-__all__ = ["fork_child", "native_threads", "running_threads", "try_fork"]
+__all__ = [
+    "exit_now",
+    "fork_child",
+    "native_threads",
+    "run_and_exit",
+    "running_threads",
+    "try_fork",
+]
 
 # Seconds that a trial child gets. It does next to nothing.
 TRIAL_WAIT: Final = 5.0
@@ -45,19 +53,22 @@ def fork_child(run: Callable[[], int]) -> int:
         # From 3.12 on Python warns of any thread; the native ones are known here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
-    if pid:
-        return pid
+    if not pid:
+        run_and_exit(partial(_run_afresh, run))
+    return pid
+
+
+def run_and_exit(run: Callable[[], int]) -> NoReturn:
+    """Run this, and exit with what it returns; atexit functions run, threads are not waited for."""
     code = 1
     try:
-        _begin_afresh()
         code = run()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001 - nothing may get back into the parent's code
+    except BaseException:  # noqa: BLE001 - nothing may get back into who forked this
         traceback.print_exc()
     finally:
-        _exit(code)
-    raise AssertionError("a process that exited goes on")
+        exit_now(code)
 
 
 def running_threads() -> list[str]:
@@ -97,6 +108,11 @@ def try_fork() -> bool:
     return os.waitstatus_to_exitcode(status) == 0
 
 
+def _run_afresh(run: Callable[[], int]) -> int:
+    _begin_afresh()
+    return run()
+
+
 def _begin_afresh() -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -113,10 +129,11 @@ def _begin_afresh() -> None:
         numpy_random.seed()  # random seeds itself after a fork, numpy's global generator does not
 
 
-def _exit(code: int) -> None:
-    """End the process without unwinding what belongs to its parent."""
+def exit_now(code: int, *, run_atexit: bool = True) -> NoReturn:
+    """End the process without waiting for its threads, or unwinding what belongs to its parent."""
     try:
-        atexit._run_exitfuncs()  # noqa: SLF001 - those that were registered in this process
+        if run_atexit:
+            atexit._run_exitfuncs()  # noqa: SLF001 - those that were registered in this process
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()

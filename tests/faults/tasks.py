@@ -63,7 +63,7 @@ def say_and_exit(text: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def die_behind_the_reply(value: Any) -> Any:
+async def die_behind_the_reply(value: Any) -> Any:
     asyncio.get_running_loop().call_soon(die)
     return value
 

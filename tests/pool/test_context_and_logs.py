@@ -2,15 +2,18 @@
 
 import contextvars
 import logging
+import os
 import pickle
 import sys
 import threading
+import types
 from typing import Any
 
 import pytest
 
-from asyncipc.pool import logs
-from tests.pool import support
+from asyncipc.pool import context_variables, logs
+from asyncipc.pool.context_variables import VariableNames
+from tests.pool import logging_module, support
 from tests.pool.support import START_METHODS, in_workers, open_pool
 
 VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default="unset")
@@ -80,6 +83,36 @@ def variables_each(_: int) -> tuple[Any, Any]:
 # -- log records -------------------------------------------------------------------------------
 
 
+def test_variables_made_for_a_moment_are_not_kept() -> None:
+    names = VariableNames()
+    searches = 0
+
+    def search() -> dict[Any, Any]:
+        nonlocal searches
+        searches += 1
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context_variables, "_globals", search)
+        for number in range(5000):
+            assert names.find(contextvars.ContextVar(f"of_a_moment_{number}")) is None
+    assert searches <= context_variables.MAX_SEARCHES
+    assert len(names._known) <= context_variables.MAX_KNOWN
+
+
+def test_variables_of_modules_are_found_also_after_others() -> None:
+    names = VariableNames()
+    assert names.find(VARIABLE) == (__name__, "VARIABLE")
+    for number in range(100):
+        assert names.find(contextvars.ContextVar(f"of_a_moment_{number}")) is None
+    assert names.find(OTHER) == (__name__, "OTHER")
+    module = types.ModuleType("tests.pool.imported_later")
+    later = module.later = contextvars.ContextVar("later")  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        assert names.find(later) == (module.__name__, "later")
+
+
 def log() -> None:
     logger.debug("too small")
     logger.info("%s and %d", "text", 7, extra={"user": "somebody"})
@@ -136,6 +169,93 @@ async def test_odd_records(caplog: pytest.LogCaptureFixture) -> None:
     assert "--- Logging error ---" in lines
 
 
+class OnlyThere:
+    """What can be unpickled nowhere but where it was pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _only_in, (os.getpid(),)
+
+    def __repr__(self) -> str:
+        return "only there"
+
+
+def _only_in(pid: int) -> OnlyThere:
+    if os.getpid() != pid:
+        raise LookupError("it is not to be had here")
+    return OnlyThere()
+
+
+class BrokenRepr:
+    """What can be neither pickled nor shown."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        raise LookupError
+
+
+def log_what_cannot_travel() -> None:
+    logger.warning("first", extra={"there": OnlyThere(), "user": {"name": "somebody"}})
+    logger.warning("second", extra={"broken": BrokenRepr()})
+
+
+@in_workers
+async def test_extra_fields_cost_no_record(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_pool() as pool:
+        await pool.run(log_what_cannot_travel)
+    first, second = caplog.records
+    assert (first.message, second.message) == ("first", "second")
+    assert first.there == "only there"  # type: ignore[attr-defined]
+    assert first.user == {"name": "somebody"}  # type: ignore[attr-defined]
+    assert second.broken == "<a BrokenRepr whose repr raises LookupError>"  # type: ignore[attr-defined]
+
+
+class FailingFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise LookupError("a filter that fails")
+
+
+@in_workers
+async def test_a_filter_that_fails_is_told_with_the_record(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = FailingFilter()
+    logger.addFilter(failing)
+    try:
+        async with open_pool() as pool:
+            await pool.run(log_what_cannot_travel)
+    finally:
+        logger.removeFilter(failing)
+    assert caplog.records == []  # the session is not to complain
+    told = capsys.readouterr().err
+    assert told.count("LookupError: a filter that fails") == 2
+    assert "Message: 'first'" in told
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@in_workers
+async def test_loggers_set_up_at_import_reach_the_application(
+    start_method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging_module.logger.addHandler(caplog.handler)
+    lines: list[str] = []
+    try:
+        async with open_pool(
+            start_method=start_method, preload=[logging_module.__name__], on_stderr=lines.append
+        ) as pool:
+            assert await pool.run(handlers_of_the_module) == []
+            await pool.run(logging_module.log)
+    finally:
+        logging_module.logger.removeHandler(caplog.handler)
+    assert [each.message for each in caplog.records] == ["from the task"]
+    assert lines == []
+
+
+def handlers_of_the_module() -> list[str]:
+    return [repr(handler) for handler in logging_module.logger.handlers]
+
+
 def log_often(count: int) -> None:
     for number in range(count):
         logger.warning("%d %s", number, "x" * 200)
@@ -157,6 +277,7 @@ async def test_a_flood_of_records_is_bounded_and_told_of(caplog: pytest.LogCaptu
 async def test_filters_and_levels_of_the_application_hold(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    logging.getLogger("tests.pool.silent").setLevel(logging.CRITICAL)
     async with open_pool() as pool:
         logger.setLevel(logging.ERROR)  # after the workers were started
         try:
@@ -175,7 +296,7 @@ def test_lost_records_are_told_of_with_the_next() -> None:
 
     def post(record: bytes) -> bool:
         if room:
-            posted.append(pickle.loads(record))
+            posted.append(pickle.loads(record)[0])
         return room
 
     forwarder = logs.LogForwarder(post)
@@ -205,7 +326,7 @@ def test_what_is_logged_about_an_exception_travels_as_text() -> None:
     except support.HoldingError:
         record = logging.LogRecord("n", logging.INFO, __file__, 1, "text", None, sys.exc_info())
     forwarder.emit(record)
-    fields = pickle.loads(posted[0])
+    fields, _ = pickle.loads(posted[0])
     assert fields["exc_info"] is None
     assert fields["exc_text"].endswith("HoldingError: held")
     assert record.exc_info is not None  # it belongs to other handlers too

@@ -325,6 +325,26 @@ async def test_workers_end_with_an_application_that_forgets_its_pool(
         assert process.wait() == 3
 
 
+LEAVE_A_THREAD = """
+def leave_a_thread():
+    import threading
+    threading.Thread(target=threading.Event().wait).start()
+"""
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@in_workers
+async def test_a_thread_that_a_task_leaves_holds_up_nothing(
+    start_method: str, tmp_path: Path
+) -> None:
+    body = "await pool.run(leave_a_thread)\n    print('over')"
+    with program(tmp_path, start_method, body, LEAVE_A_THREAD) as process:
+        output, errors = await asyncio.to_thread(process.communicate, timeout=LIMIT)
+        assert process.returncode == 0, errors
+        assert errors == ""
+        assert output.splitlines()[1] == "over"
+
+
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 
 
@@ -360,6 +380,49 @@ async def test_an_application_that_is_pid_1(start_method: str, tmp_path: Path) -
         assert process.returncode == 0, errors
         assert errors == ""
         assert output.splitlines()[1] == "left: 1"
+
+
+LEAVE_CHILDREN = """
+def leave_children(kinds):
+    import subprocess
+    children = [
+        subprocess.Popen(["sleep", "1000"], start_new_session=kind == "of its own")
+        for kind in kinds
+    ]
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def states():
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                name, _, rest = file.read().partition("(")[2].rpartition(") ")
+        except OSError:
+            continue
+        yield name, rest.split()[0]
+"""
+
+
+@in_workers
+async def test_pid_1_is_left_no_orphans(tmp_path: Path) -> None:
+    if not can_be_pid_1():
+        pytest.skip("no process namespaces can be made here")
+    body = (
+        "for _ in range(3):\n"
+        "            try:\n"
+        "                await pool.run(leave_children, ['of the group', 'of its own'])\n"
+        "            except asyncipc.WorkerDied:\n"
+        "                pass\n"
+        "        assert await pool.run(support.add, 1, 2) == 3\n"
+        "    print(*sorted(states()))"
+    )
+    with program(tmp_path, "zygote", body, LEAVE_CHILDREN, prefix=CONTAINER) as process:
+        output, errors = await asyncio.to_thread(process.communicate, timeout=LIMIT)
+        assert process.returncode == 0, errors
+        assert errors == ""
+        # Those that made sessions of their own live on, and nobody is a zombie.
+        left = output.splitlines()[1]
+        assert left.count("('sleep', 'S')") == 3
+        assert "'Z'" not in left
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)

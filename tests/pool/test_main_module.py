@@ -186,6 +186,61 @@ def test_interactive_programs_run_what_can_be_imported(
     assert process.stdout.endswith("still 3\n")
 
 
+NAMESAKES = """
+import asyncio, asyncipc
+
+def main(value): return 2 * value
+def sys(value): return 3 * value
+def asyncipc_main(value): return 4 * value
+
+async def start():
+    async with asyncipc.Pool(1, start_method="{start_method}") as pool:
+        for function in (main, sys, asyncipc_main):
+            try:
+                print(await pool.run(function, 21))
+            except asyncipc.DecodeError as error:
+                print(function.__name__, error)
+
+asyncio.run(start())
+"""
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("how", ["-c", "stdin", "package"])
+def test_functions_that_workers_cannot_import_are_nobody_elses(
+    how: str, start_method: str, tmp_path: Path
+) -> None:
+    source = NAMESAKES.format(start_method=start_method)
+    if how == "-c":
+        process = run("-c", source, cwd=tmp_path)
+    elif how == "stdin":
+        process = run("-", cwd=tmp_path, source=source)
+    else:
+        package = tmp_path / "package"
+        package.mkdir()
+        (package / "__main__.py").write_text(source)
+        process = run("-m", "package", cwd=tmp_path)
+    lines = succeeded(process).splitlines()
+    names = [line.partition(" the worker cannot find the function: ")[0] for line in lines]
+    assert names == ["main", "sys", "asyncipc_main"]
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_a_path_that_holds_what_is_no_string(start_method: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import sys, pathlib\nsys.path += [pathlib.Path('elsewhere'), b'odd', 7]\n" + SCRIPT + GUARD
+    )
+    assert succeeded(run("script.py", start_method, cwd=tmp_path)).endswith("done\n")
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_a_program_whose_standard_output_is_closed(start_method: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        SCRIPT + "if __name__ == '__main__':\n    os.close(1)\n    sys.stdout = None\n" + GUARD
+    )
+    assert succeeded(run("script.py", start_method, cwd=tmp_path)) == "body __main__\n"
+
+
 def test_functions_of_a_script_are_there_after_the_zygote_was_replaced(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import asyncio, os, signal, asyncipc\n"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from asyncipc.pool.policy import (
     AHEAD,
+    CHUNK_BYTES,
     CHUNK_GROWTH,
     CHUNK_TIME,
     CHUNKS_PER_WORKER,
@@ -127,6 +128,19 @@ def test_chunks_shrink_where_items_get_slower() -> None:
     assert sizer.size > 1000
     sizer.note(sizer.size, 10.0)
     assert sizer.size == 1
+
+
+def test_chunks_of_large_items_are_small() -> None:
+    sizer = ChunkSizer(2)
+    for _ in range(5):
+        sizer.note(sizer.size, sizer.size * 1e-6)
+    most = sizer.size
+    sizer.weigh(1, 2**18)
+    assert sizer.size == CHUNK_BYTES // 2**18 - 1
+    sizer.weigh(3, 3 * CHUNK_BYTES)
+    assert sizer.size == 1
+    sizer.weigh(1, 10)
+    assert sizer.size == most
 
 
 @given(
