@@ -12,7 +12,6 @@ from typing import Any, Self, TypeVar, overload
 
 from asyncipc.errors import WorkerDied
 from asyncipc.pool.engine import Engine
-from asyncipc.pool.link import Worker
 from asyncipc.pool.mapping import map_items
 from asyncipc.pool.options import PoolOptions, StartMethod, check_count
 from asyncipc.pool.payload import is_async
@@ -20,6 +19,7 @@ from asyncipc.pool.statistics import PoolStatistics
 from asyncipc.pool.stream import PoolStream, StreamTask
 from asyncipc.pool.task import PoolTask
 from asyncipc.pool.work import Packer
+from asyncipc.pool.worker_view import Worker
 from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
 from asyncipc.session.progress import OnProgress
 

@@ -25,11 +25,11 @@ from typing import Any, Final, NoReturn
 
 from asyncipc.config import Limits, Timeouts
 from asyncipc.errors import DecodeError
-from asyncipc.pool import logs
+from asyncipc.pool import logs, stages
 from asyncipc.pool.generating import Generators
 from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, STREAM, Jobs
 from asyncipc.pool.main_module import import_main
-from asyncipc.pool.payload import dump_failure
+from asyncipc.pool.payload import dump_failure, function_name
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
 from asyncipc.session.context import Call
@@ -42,11 +42,12 @@ from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
 from asyncipc.wire.msgpack_codec import MessagePack
 
-__all__ = ["BEGIN", "LOG", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
+__all__ = ["BEGIN", "LOG", "STAGE", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
 
 # The request that makes a worker ready, and the notifications it sends.
 BEGIN: Final = "asyncipc/begin"
 LOG: Final = "asyncipc/log"
+STAGE: Final = "asyncipc/stage"
 TOO_LARGE: Final = "asyncipc/too_large"
 
 # Log records of threads that may wait for the main thread.
@@ -131,14 +132,6 @@ def _die() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _preload(modules: list[str]) -> None:
-    for module in modules:
-        try:
-            import_module(module)
-        except Exception as error:
-            raise ImportError(f"preloading {module!r} failed: {error!r}") from error
-
-
 class _Worker:
     def __init__(self) -> None:
         self.is_terminating = False
@@ -194,15 +187,30 @@ class _Worker:
         main, argv, preload, setup = params
         try:
             sys.argv[:] = argv
-            import_main(main)
-            _preload(preload)
+            if main:
+                self._enter(stages.IMPORTING_MAIN)
+                import_main(main)
+            self._preload(preload)
             self._set_up(setup)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the application
             self._dispatch.complete(call, [FAILURE, 0.0, *dump_failure(error)])
         else:
             self._dispatch.complete(call, [RESULT, 0.0])
 
+    def _enter(self, stage: str) -> None:
+        """What comes next may hang, and the application can say what it was."""
+        self._post(STAGE, stage)
+
+    def _preload(self, modules: list[str]) -> None:
+        for module in modules:
+            self._enter(stages.preloading(module))
+            try:
+                import_module(module)
+            except Exception as error:
+                raise ImportError(f"preloading {module!r} failed: {error!r}") from error
+
     def _set_up(self, pickled: bytes) -> None:
+        self._enter("unpickling the initializer and the service")
         try:
             setup: WorkerSetup = pickle.loads(pickled)  # noqa: S301 - see `payload`
         except Exception as error:
@@ -216,8 +224,10 @@ class _Worker:
             self._jobs.max_memory = setup.max_memory
             self._jobs.on_too_large = self._tell_size
         if setup.initializer is not None:
+            self._enter(f"running the initializer {function_name(setup.initializer)}")
             setup.initializer(*setup.initargs)
         if setup.service is not None:
+            self._enter("making the service")
             provider = setup.service() if callable(setup.service) else setup.service
             self._handlers.register(provider)
 
