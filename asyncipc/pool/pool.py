@@ -45,7 +45,7 @@ class Pool:
         worker also share its death.
     :param max_tasks: a worker is replaced when it has run so many, or up to a tenth fewer
     :param max_rss: a worker is replaced when it has more bytes of memory of its own (what it
-        shares with others does not count), looked at after each task
+        shares with others does not count), looked at after tasks and as requests come
     :param max_queued: tasks that may wait for a worker
     :param spawn_timeout: seconds that a worker has to get ready
     :param grace: seconds that a task which is to stop has for it, before its worker gets SIGTERM,

@@ -376,6 +376,7 @@ def _start_program(module: str, end: socket.socket, stderr: StderrCapture) -> Ch
             pass_fds=(number,),
             stdin=subprocess.DEVNULL,
             stderr=stderr.fd,
+            terminates_group=False,  # a task sees to its own children, as in forked workers
         )
     stderr.start()
     return process

@@ -34,7 +34,7 @@ from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
 from asyncipc.session.context import Call
 from asyncipc.session.handler import Handler
-from asyncipc.session.handlers import Handlers
+from asyncipc.session.handlers import HandlerChain, Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
 from asyncipc.transport.sockets import SocketTransport
@@ -46,6 +46,7 @@ __all__ = ["BEGIN", "LOG", "STAGE", "TOO_LARGE", "WorkerSetup", "main", "new_set
 
 # The request that makes a worker ready, and the notifications it sends.
 BEGIN: Final = "asyncipc/begin"
+OWN_METHODS: Final = frozenset({BEGIN, RUN, MAP, STREAM})
 LOG: Final = "asyncipc/log"
 STAGE: Final = "asyncipc/stage"
 TOO_LARGE: Final = "asyncipc/too_large"
@@ -162,6 +163,7 @@ class _Worker:
             self._is_ending,
             unpack=self._jobs.unpack,
         )
+        generators.on_end = self._jobs.look_at_memory
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         self._jobs.before_answer = self._post_from_threads
@@ -197,6 +199,12 @@ class _Worker:
         else:
             self._dispatch.complete(call, [RESULT, 0.0])
 
+    def _find(self, find: Callable[[str], tuple[Handler, ...]], method: str) -> tuple[Handler, ...]:
+        """The handlers for a request; those of the service may take memory too, and keep it."""
+        if method not in OWN_METHODS:
+            self._loop.call_soon(self._jobs.look_at_memory)
+        return find(method)
+
     def _enter(self, stage: str) -> None:
         """What comes next may hang, and the application can say what it was."""
         self._post(STAGE, stage)
@@ -223,6 +231,9 @@ class _Worker:
         if setup.max_memory is not None:
             self._jobs.max_memory = setup.max_memory
             self._jobs.on_too_large = self._tell_size
+            chain = HandlerChain(self._handlers, Handlers())
+            chain.for_request = partial(self._find, chain.for_request)
+            self._dispatch.serve_with(chain)
         if setup.initializer is not None:
             self._enter(f"running the initializer {function_name(setup.initializer)}")
             setup.initializer(*setup.initargs)

@@ -1,10 +1,12 @@
 """How many workers there are: recycling, resizing and pausing, and what of them may be at work."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
+from asyncipc import Pool
 from asyncipc.pool.policy import JITTER
 from tests.pool import support
 from tests.pool.support import LIMIT, START_METHODS, Reports, Watch, in_workers, open_pool
@@ -116,6 +118,62 @@ async def test_a_worker_with_too_much_memory_is_replaced(start_method: str) -> N
         assert (await watch.next_started()).pid != first.pid
         assert pool.statistics().workers_recycled == 1
         assert watch.died.empty()
+
+
+class Hoarder:
+    async def keep(self, size: int) -> None:
+        hoard(size)
+
+    def keep_plainly(self, size: int) -> None:
+        hoard(size)
+
+    def __handlers__(self) -> Iterator[Any]:
+        for function in (self.keep, self.keep_plainly, support.pid):
+            yield "request", function.__name__, function, {}
+
+
+def hoard_in_pieces(size: int) -> Iterator[int]:
+    for _ in range(3):
+        hoard(size // 3)
+        yield size
+
+
+async def hoard_by_request(pool: Pool) -> None:
+    await pool.request("keep", [150 * MIB])
+
+
+async def hoard_by_plain_request(pool: Pool) -> None:
+    await pool.request("keep_plainly", [150 * MIB])
+
+
+async def hoard_by_stream(pool: Pool) -> None:
+    assert len([size async for size in pool.stream(hoard_in_pieces, 150 * MIB)]) == 3
+
+
+@pytest.mark.parametrize(
+    "way", [hoard_by_request, hoard_by_plain_request, hoard_by_stream], ids=lambda way: way.__name__
+)
+@in_workers
+async def test_what_requests_and_streams_keep_counts_as_well(
+    way: Callable[[Pool], Awaitable[None]],
+) -> None:
+    async with open_pool(max_rss=100 * MIB, service=Hoarder) as pool:
+        [first] = pool.workers
+        with watched(first.pid) as process:
+            await way(pool)
+            for _ in range(5000):  # it is looked at now and then
+                if way is hoard_by_stream:
+                    assert [none async for none in pool.stream(give, [None])] == [None]
+                elif await pool.request("pid") != first.pid:
+                    break
+                if first.state == "ended":
+                    break
+            await process.ended()
+        assert pool.statistics().workers_recycled == 1
+
+
+def give(items: list[Any]) -> list[Any]:
+    return items
 
 
 # -- resizing ----------------------------------------------------------------------------------

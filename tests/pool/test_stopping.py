@@ -4,6 +4,8 @@ import asyncio
 import ctypes
 import functools
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -108,6 +110,43 @@ async def test_who_waits_does_not_wait_for_the_work_to_stop(reports: Reports) ->
         assert sorted(worker.state for worker in pool.workers) == ["busy", "idle"]
         reports.answer(cleaning)
         await reports.next("clean")
+
+
+CHILD = """
+import os, signal, socket, sys
+
+signals = {signal.SIGTERM, signal.SIGURG}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+def tell(text):
+    ours.sendto(f"{os.getpid()} {text}".encode(), bytes.fromhex(sys.argv[1]))
+
+tell("a child")
+while True:
+    tell(signal.sigwait(signals).name)  # the lower number first
+"""
+
+
+def have_a_child(address: bytes) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, address.hex()])
+    try:
+        support.ask(address)
+    finally:
+        child.send_signal(signal.SIGURG)
+        support.ask(address, "leaving")
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@in_workers
+async def test_the_worker_alone_is_asked_to_end(start_method: str, reports: Reports) -> None:
+    async with open_pool(start_method=start_method, grace=1) as pool:
+        task = pool.submit(have_a_child, reports.address)
+        came = {(await reports.next()).text for _ in range(2)}
+        assert came == {"a child", "started"}
+        task.cancel()
+        came = {(await reports.next()).text for _ in range(2)}
+        assert came == {"leaving", "SIGURG"}
 
 
 async def clean_up_slowly(address: bytes) -> None:
