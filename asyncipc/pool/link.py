@@ -49,7 +49,7 @@ class Owner(Protocol):
         """A worker was told to end, because something in it will not."""
 
     def freed(self, link: "Link") -> None:
-        """A request that nobody waited for has ended in a worker."""
+        """A request that nobody waited for has ended in a worker, or the worker was killed."""
 
     def returned(self, task: PoolTask[Any]) -> None:
         """A task that had not begun comes back: it is to be given to another worker, soon."""
@@ -110,7 +110,7 @@ class Assignment:
             task.fail(error)
 
     def _worker_ended(self, error: SessionClosed) -> None:
-        self.link.has_died = self.link.seat.is_doomed = True
+        self.link.seat.is_doomed = True
         had_begun = self.link.had_begun(self)
         task = self._end(None)
         if task is None:
@@ -154,7 +154,6 @@ class Link:
         self.session: Session = session
         self.seat: Seat = seat
         self.owner: Owner = owner
-        self.has_died: bool = False  # seen by a call; its end is told when all is known about it
         self.tasks_done: int = 0
         self.has_served: bool = False  # it got so far that it was asked something
         self.ready_at: float = session.connection.loop.time()
@@ -166,6 +165,7 @@ class Link:
         self._first_at_death: Assignment | None = None
         # By the task, or the id of the answer to a request.
         self._ladders: dict[Assignment | int, asyncio.TimerHandle] = {}
+        self._killing: asyncio.TimerHandle | None = None
 
     # -- tasks -----------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class Link:
             )
         except SessionClosed:
             # The worker has just gone: its task has not begun.
-            self._is_gone()
+            self.seat.is_doomed = True
             self._assigned.pop()
             self.seat.leave(quick=quick)
             self.owner.returned(task)
@@ -289,7 +289,7 @@ class Link:
                 method, params, timeout=timeout, on_progress=on_progress
             )
         except SessionClosed as error:
-            self._is_gone()
+            self.seat.is_doomed = True
             raise self.death_of(f"the method {method!r:.60}", error) from error
         finally:
             self.seat.requests -= 1
@@ -308,25 +308,32 @@ class Link:
             self.seat.requests -= 1
             self.seat.overdue -= 1
             if self.session.connection.state is State.CLOSED:
-                self._is_gone()
+                self.seat.is_doomed = True
             self.owner.freed(self)
-
-    def _is_gone(self) -> None:
-        """It is dead or about to be, which is told when all is known about it."""
-        self.has_died = self.seat.is_doomed = True
 
     # -- the ladder ------------------------------------------------------------------------
 
     def _climb(self, what: Assignment | int) -> None:
         if what not in self._ladders:
-            self._ladders[what] = self._loop.call_later(self._grace, self._terminate, what)
+            self._ladders[what] = self._loop.call_later(self._grace, self._terminate)
 
-    def _terminate(self, what: Assignment | int) -> None:
-        # It may still answer before it ends, and be idle then.
+    def _terminate(self) -> None:
+        # It may still answer, which saves it no longer.
         self.seat.is_doomed = True
         self.process.terminate_once()
-        self._ladders[what] = self._loop.call_later(self._grace, self.process.kill)
+        if self._killing is None:
+            self._killing = self._loop.call_later(self._grace, self._kill)
         self.owner.doomed(self)
+
+    def _kill(self) -> None:
+        self.seat.is_killed = True
+        self.process.kill()
+        self.owner.freed(self)
+
+    def closed(self) -> None:
+        """It is dead."""
+        if self._killing is not None:
+            self._killing.cancel()
 
 
 _NO_RESULT: Final = [RESULT, 0.0, *dump(None)]

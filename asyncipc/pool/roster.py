@@ -51,6 +51,7 @@ class Seat:
     :ivar refill_at: with so many left or fewer it is given more, several at a time where they are
         tiny
     :ivar is_doomed: it is dead, or about to be: it gets nothing more, whatever its state
+    :ivar is_killed: it got SIGKILL and counts no longer, though the kernel may need its time
     :ivar is_surplus: it retires for no other reason than that there are too many
     :ivar is_replaced: its replacement is there or on its way, and counts instead of it
     :ivar taken: tasks that it ever got
@@ -60,6 +61,7 @@ class Seat:
     __slots__ = (
         "is_doomed",
         "is_exclusive",
+        "is_killed",
         "is_replaced",
         "is_surplus",
         "limit",
@@ -82,6 +84,7 @@ class Seat:
         self.refill_at: int = 0
         self.is_doomed: bool = False
         self.is_replaced: bool = False
+        self.is_killed: bool = False
         self.is_surplus: bool = False
         self.taken: int = 0
         self.limit: int | None = limit
@@ -189,7 +192,8 @@ class Roster:
         return leaving[: max(0, self.count - self.present)]
 
     def _are_enough_busy(self) -> bool:
-        return sum(seat.load > 0 for seat in self.seats) >= self.count
+        busy = sum(seat.load > 0 and not seat.is_killed for seat in self.seats)
+        return busy >= self.count
 
 
 def _load(seat: Seat) -> int:

@@ -121,7 +121,8 @@ class Supervisor:
         elif seat.is_doomed and seat.state is WorkerState.READY:
             seat.become(WorkerState.RETIRING)
             self._fill()
-        if seat.state is WorkerState.RETIRING and link.is_idle and not link.has_died:
+        # One that is doomed is dead or dies soon, which is told when it has.
+        if seat.state is WorkerState.RETIRING and link.is_idle and not seat.is_doomed:
             self._let_go(link)
 
     def retire(self, link: Link) -> None:
@@ -273,6 +274,7 @@ class Supervisor:
 
     def _ended(self, link: Link, reason: SessionClosed | None) -> None:
         """A worker's session has ended, and its process with it."""
+        link.closed()
         was_let_go = link.seat.state is WorkerState.ENDED
         self._scheduler.remove(link)
         if was_let_go:

@@ -295,6 +295,17 @@ def test_a_replacement_waits_until_its_predecessor_has_nothing_to_do() -> None:
     assert place(roster) is new
 
 
+def test_nobody_waits_for_a_predecessor_that_was_killed() -> None:
+    roster = roster_of(2)
+    roster.count = 1
+    old, new = roster.seats
+    assert place(roster) is old
+    old.is_doomed = True
+    assert place(roster) is None
+    old.is_killed = True
+    assert place(roster) is new
+
+
 def test_a_predecessor_is_used_to_its_end() -> None:
     roster = roster_of(2, limit=2)
     roster.count = 1

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -179,7 +180,9 @@ async def test_tasks_go_to_workers_without_requests(reports: Reports) -> None:
 async def test_a_request_that_does_not_stop_is_ended_with_its_worker(
     method: str, way: str, start_method: str, reports: Reports
 ) -> None:
-    async with open_pool(service=Service, start_method=start_method) as pool:
+    watch = Watch()
+    options = {"service": Service, "start_method": start_method, **watch.options}
+    async with open_pool(**options) as pool:
         [worker] = pool.workers
         timeout = 0.3 if way == "timeout" else None
         waiting = asyncio.create_task(pool.request(method, [reports.address], timeout=timeout))
@@ -197,6 +200,10 @@ async def test_a_request_that_does_not_stop_is_ended_with_its_worker(
             task = pool.submit(support.pid)
             assert await pool.request("pid") != worker.pid
             assert await task != worker.pid
+        died, error = await watch.next_died()
+        assert died.pid == worker.pid
+        assert isinstance(error, WorkerDied)
+        assert error.signal in (signal.SIGTERM, signal.SIGKILL)
         assert worker.state == "ended"
 
 
@@ -214,7 +221,8 @@ async def test_a_request_that_stops_late_leaves_its_worker_alive(
         assert worker.state == "busy"
         task = pool.submit(support.pid)
         assert pool.statistics().queued == 1
-        reports.answer(report)
+        if method == "block":  # the other one was woken by it
+            reports.answer(report)
         assert await task == await pool.request("pid") == worker.pid
         assert worker.state == "idle"
         if method == "wait":
