@@ -53,9 +53,8 @@ async def test_row_19_replacements_do_not_add_to_who_is_at_work(start_method: st
     async with watched_pool(2, start_method=start_method, max_tasks=1, drain=False) as pool:
         pool.on_worker_started(lambda _: started.set())
         given = [pool.submit(tasks.block) for _ in range(6)]
-        for task in given[:2]:
-            await has_begun(task)
         async with asyncio.timeout(20):
+            await asyncio.gather(has_begun(given[0]), has_begun(given[1]))
             while len(pool.workers) < 4:
                 started.clear()
                 await started.wait()

@@ -77,7 +77,7 @@ async def test_work_that_stops_when_asked_leaves_its_worker_alive(
 
 
 async def test_a_timeout_around_it_does_the_same(reports: Reports) -> None:
-    async with open_pool(grace=LIMIT) as pool:
+    async with open_pool(grace=LIMIT, preload=[support.__name__]) as pool:
         with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(TIMEOUT):
                 await pool.run(support.ask_async, reports.address)
@@ -350,7 +350,7 @@ class Marking:
 
 @in_workers
 async def test_a_task_may_ask_for_more_time(reports: Reports) -> None:
-    async with open_pool(4, grace=LIMIT) as pool:
+    async with open_pool(4, grace=LIMIT, preload=[__name__]) as pool:
         longer = [
             asyncio.ensure_future(pool.run(function, reports.address, timeout=TIMEOUT))
             for function in (extend, extend_async)
