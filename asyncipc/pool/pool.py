@@ -321,7 +321,8 @@ class Pool:
     ) -> Any:
         """Call a method of ``service`` in the worker with the least to do.
 
-        For the parameters and errors see `Session.request`.
+        For the parameters and errors see `Session.request`; the timeout covers the wait for a
+        worker. One that does not stop when it was given up is ended, as with `run`.
 
         :raises WorkerDied: the worker died meanwhile
         :raises PoolClosed: the pool takes no requests
@@ -347,7 +348,7 @@ class Pool:
     async def resize(self, workers: int) -> None:
         """Have so many workers from now on; returns when they are ready.
 
-        Surplus ones end when they have ended their tasks.
+        Surplus ones end when they have ended their tasks, and count as at work until then.
 
         :raises PoolError: they don't come up within ``spawn_timeout``
         """
