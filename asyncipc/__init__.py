@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from asyncipc.peer.address import register_scheme
     from asyncipc.peer.peer import Peer, memory_pair
     from asyncipc.peer.server import Server
-    from asyncipc.pool.link import Worker
     from asyncipc.pool.pool import Pool
     from asyncipc.pool.statistics import PoolStatistics
     from asyncipc.pool.stream import PoolStream
     from asyncipc.pool.task import PoolTask
+    from asyncipc.pool.worker_view import Worker
     from asyncipc.runner import run
     from asyncipc.session.channel import Channel, ChannelBroken, ChannelClosed, ChannelEnded
     from asyncipc.session.context import Call, Progress, current_call, progress
@@ -162,7 +162,7 @@ _MODULES = {
     "asyncipc.peer.address": ("register_scheme",),
     "asyncipc.peer.peer": ("Peer", "memory_pair"),
     "asyncipc.peer.server": ("Server",),
-    "asyncipc.pool.link": ("Worker",),
+    "asyncipc.pool.worker_view": ("Worker",),
     "asyncipc.pool.pool": ("Pool",),
     "asyncipc.pool.statistics": ("PoolStatistics",),
     "asyncipc.pool.stream": ("PoolStream",),

@@ -26,6 +26,7 @@ __all__ = [
     "Record",
     "Refused",
     "Setup",
+    "Stage",
 ]
 
 # Bytes of a record and number of its descriptors.
@@ -58,6 +59,13 @@ class Fork:
     """To the zygote: make a worker, with three descriptors: its socket, stderr and lifeline."""
 
     worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """From the zygote, before it is ready: what it does next, as `asyncipc.pool.stages` has it."""
+
+    doing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +112,11 @@ class Exited:
     returncode: int
 
 
-Record: TypeAlias = Setup | Fork | Ready | Refused | Forked | ForkFailed | Exited
+Record: TypeAlias = Setup | Fork | Stage | Ready | Refused | Forked | ForkFailed | Exited
 
 _RECORDS: Final[dict[str, type[Record]]] = {
-    record.__name__: record for record in (Setup, Fork, Ready, Refused, Forked, ForkFailed, Exited)
+    record.__name__: record
+    for record in (Setup, Fork, Stage, Ready, Refused, Forked, ForkFailed, Exited)
 }
 
 

@@ -7,21 +7,24 @@ import asyncio
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from asyncipc.errors import PoolClosed, PoolError, SessionClosed, WorkerDied
-from asyncipc.pool.link import Link, Worker
+from asyncipc.pool.launching import WorkerOptions
+from asyncipc.pool.link import Link
 from asyncipc.pool.logs import logger_levels
 from asyncipc.pool.main_module import GUARD, is_importing_main
 from asyncipc.pool.options import PoolOptions, check_count, default_start_method
 from asyncipc.pool.scheduler import Scheduler
+from asyncipc.pool.services import Services
 from asyncipc.pool.starting import SpawnStarter, Starter, ZygoteStarter
 from asyncipc.pool.statistics import PoolStatistics, TaskCounts
-from asyncipc.pool.supervisor import Supervisor, WorkerOptions
+from asyncipc.pool.supervisor import Supervisor
 from asyncipc.pool.task import PoolTask
 from asyncipc.pool.work import Work
 from asyncipc.pool.worker import WorkerSetup
+from asyncipc.pool.worker_view import Worker
 from asyncipc.session.context import serving
 from asyncipc.session.params import DefaultTimeout, check_timeout
 from asyncipc.session.progress import OnProgress
@@ -42,11 +45,11 @@ class Engine:
         self.on_started: list[Callable[[Worker], object]] = []
         self.on_died: list[Callable[[Worker, WorkerDied], object]] = []
         self._counts = TaskCounts()
-        self._requests: set[asyncio.Task[Any]] = set()  # under way
         self._callbacks: set[asyncio.Task[Any]] = set()  # those of on_started and on_died
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler: Scheduler
         self._supervisor: Supervisor
+        self._services: Services
         self._closing: asyncio.Task[None] | None = None
         self._idle: asyncio.Future[None] | None = None  # where the closing waits for tasks
 
@@ -66,7 +69,7 @@ class Engine:
         options = self._options
         loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(
-            loop, options.concurrency, options.max_queued, self._worker_changed
+            loop, options.concurrency, self.count, options.max_queued, self._worker_changed
         )
         self._supervisor = Supervisor(
             self._worker_options(),
@@ -75,6 +78,7 @@ class Engine:
             on_started=self._worker_started,
             on_died=self._worker_died,
         )
+        self._services = Services(self._scheduler, self._worker_changed, self._tell_idle)
         self._loop = loop
         try:
             await self._supervisor.resize(self.count)
@@ -87,6 +91,7 @@ class Engine:
         if self._loop is None:
             return
         if self._closing is None:
+            self._services.close()
             self._closing = self._loop.create_task(self._close(drain=drain))
         elif not drain:
             self._give_all_up()
@@ -101,7 +106,9 @@ class Engine:
 
     async def _close(self, *, drain: bool) -> None:
         assert self._loop is not None
-        if not drain:
+        if drain:
+            self._scheduler.resume_all()  # or what waits for them would wait for ever
+        else:
             self._give_all_up()
         self._idle = self._loop.create_future()
         self._tell_idle()
@@ -111,8 +118,7 @@ class Engine:
 
     def _give_all_up(self) -> None:
         self._scheduler.cancel_all()
-        for request in self._requests:
-            request.cancel()
+        self._services.cancel_all()
 
     def _worker_options(self) -> WorkerOptions:
         options = self._options
@@ -184,7 +190,7 @@ class Engine:
     def _tell_idle(self) -> None:
         if self._idle is None or self._idle.done():
             return
-        if not (self._counts.unfinished or self._requests):
+        if not (self._counts.unfinished or self._services.are_under_way):
             self._idle.set_result(None)
 
     # -- services --------------------------------------------------------------------------
@@ -196,71 +202,16 @@ class Engine:
         timeout: float | DefaultTimeout | None,
         on_progress: OnProgress | None,
     ) -> Any:
-        """Ask the worker with the least to do."""
+        """Ask the worker that may answer first."""
         self.check_open()
-        return await self._asked(self._ask_any(method, params, timeout, on_progress))
+        return await self._services.request(method, params, timeout, on_progress)
 
     async def broadcast(
         self, method: object, params: object, timeout: float | DefaultTimeout | None
     ) -> list[Any]:
         """Ask all workers."""
         self.check_open()
-        answers = await asyncio.gather(
-            *(
-                self._asked(self._ask(link, method, params, timeout, None))
-                for link in await self._scheduler.ready()
-            ),
-            return_exceptions=True,
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return answers
-
-    async def _asked(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Wait for an answer, unless the pool is closed without waiting for it."""
-        assert self._loop is not None
-        request = self._loop.create_task(work)
-        self._requests.add(request)
-        try:
-            return await request
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._closing is not None and caller is not None and not caller.cancelling():
-                raise PoolClosed("the pool was closed before the answer came") from None
-            raise
-        finally:
-            self._requests.discard(request)
-            self._tell_idle()
-
-    async def _ask_any(
-        self,
-        method: object,
-        params: object,
-        timeout: float | DefaultTimeout | None,
-        on_progress: OnProgress | None,
-    ) -> Any:
-        link = await self._scheduler.least_loaded()
-        return await self._ask(link, method, params, timeout, on_progress)
-
-    async def _ask(
-        self,
-        link: Link,
-        method: object,
-        params: object,
-        timeout: float | DefaultTimeout | None,
-        on_progress: OnProgress | None,
-    ) -> Any:
-        link.seat.requests += 1
-        try:
-            return await link.session.request(
-                method, params, timeout=timeout, on_progress=on_progress
-            )
-        except SessionClosed as error:
-            raise link.death_of(f"the method {method!r:.60}", error) from error
-        finally:
-            link.seat.requests -= 1
-            self._supervisor.changed(link)
+        return await self._services.broadcast(method, params, timeout)
 
     # -- workers ---------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Generators:
         self._look = back_inside(dispatch.loop, look)
         self._is_ending = is_ending
         self._unpack = unpack
+        self.on_end: Callable[[], None] = nothing_new
 
     async def stream(self, function: Any, *arguments: Any) -> AsyncGenerator[list[Any], None]:
         """The handler of `asyncipc.pool.jobs.STREAM`: each item like an answer to `RUN`.
@@ -78,6 +79,8 @@ class Generators:
             if self._is_ending():
                 raise
             yield [FAILURE, perf_counter() - began, *dump_failure(error)]
+        finally:
+            self.on_end()
 
     async def _items(self, function: bytes, arguments: list[Any]) -> AsyncGenerator[Any, None]:
         call = current_call()

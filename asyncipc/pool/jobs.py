@@ -280,6 +280,11 @@ class Jobs:
         if self.max_memory is not None:
             self._check_memory(self.max_memory)
 
+    def look_at_memory(self) -> None:
+        """See, now and then, whether this process has become too large."""
+        if self.max_memory is not None:
+            self._check_memory(self.max_memory)
+
     def _check_memory(self, limit: int) -> None:
         now = perf_counter()
         if now - self._looked_at_memory < MEMORY_INTERVAL:

@@ -1,6 +1,6 @@
-"""One worker as the application sees it: its session, its process, and the tasks it has.
+"""One worker as the application sees it: its session, its process, and what it has to do.
 
-Owns the way of a task to the worker and back, and the ladder for one that will not stop. Tasks are
+Owns the way of a task to the worker and back, and the ladder for what will not stop. Tasks are
 answered in the turn of the loop in which the answer is read, with no task or future in between.
 
 Layer 4, inside the pool. Above: the scheduler and the supervisor. Below: task, roster, session.
@@ -8,7 +8,6 @@ Layer 4, inside the pool. Above: the scheduler and the supervisor. Below: task, 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -24,16 +23,18 @@ from asyncipc.errors import (
 from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.jobs import RESULT, STREAM
 from asyncipc.pool.payload import dump
-from asyncipc.pool.roster import Seat, WorkerState
+from asyncipc.pool.roster import Seat
 from asyncipc.pool.starting import Started
 from asyncipc.pool.task import PoolTask
 from asyncipc.pool.work import Work
 from asyncipc.process.handle import ProcessHandle
 from asyncipc.process.stderr import StderrCapture
-from asyncipc.process.usage import cpu_time, resident_memory
+from asyncipc.session.ending import State
+from asyncipc.session.params import DefaultTimeout
+from asyncipc.session.progress import OnProgress
 from asyncipc.session.session import Session
 
-__all__ = ["Assignment", "Link", "Owner", "Worker"]
+__all__ = ["Assignment", "Link", "Owner"]
 
 
 class Owner(Protocol):
@@ -46,7 +47,10 @@ class Owner(Protocol):
         """
 
     def doomed(self, link: "Link") -> None:
-        """A worker was told to end, because a task of it will not."""
+        """A worker was told to end, because something in it will not."""
+
+    def freed(self, link: "Link") -> None:
+        """A request that nobody waited for has ended in a worker, or the worker was killed."""
 
     def returned(self, task: PoolTask[Any]) -> None:
         """A task that had not begun comes back: it is to be given to another worker, soon."""
@@ -108,7 +112,7 @@ class Assignment:
             task.fail(error)
 
     def _worker_ended(self, error: SessionClosed) -> None:
-        self.link.has_died = self.link.seat.is_doomed = True
+        self.link.seat.is_doomed = True
         had_begun = self.link.had_begun(self)
         task = self._end(None)
         if task is None:
@@ -152,15 +156,18 @@ class Link:
         self.session: Session = session
         self.seat: Seat = seat
         self.owner: Owner = owner
-        self.has_died: bool = False  # seen by a call; its end is told when all is known about it
         self.tasks_done: int = 0
+        self.has_served: bool = False  # it got so far that it was asked something
         self.ready_at: float = session.connection.loop.time()
         self._grace = grace
         self._calls = session.connection.exchange.calls
+        self._calls.leftovers = self
         self._loop = session.connection.loop
         self._assigned: deque[Assignment] = deque()
         self._first_at_death: Assignment | None = None
-        self._ladders: dict[Assignment, asyncio.TimerHandle] = {}
+        # By the task, or the id of the answer to a request.
+        self._ladders: dict[Assignment | int, asyncio.TimerHandle] = {}
+        self._killing: asyncio.TimerHandle | None = None
 
     # -- tasks -----------------------------------------------------------------------------
 
@@ -181,7 +188,7 @@ class Link:
             )
         except SessionClosed:
             # The worker has just gone: its task has not begun.
-            self.has_died = self.seat.is_doomed = True
+            self.seat.is_doomed = True
             self._assigned.pop()
             self.seat.leave(quick=quick)
             self.owner.returned(task)
@@ -239,7 +246,8 @@ class Link:
             self._assigned.remove(assignment)
         self.seat.leave(quick=assignment.quick)
         self.tasks_done += 1
-        if self._assigned and self._assigned[0].task is None and not self._ladders:
+        self.has_served = True
+        if self._assigned and self._assigned[0].task is None:
             self._climb(self._assigned[0])  # it was given up before it could begin
         self.owner.released(self, assignment.work, seconds)
 
@@ -266,84 +274,68 @@ class Link:
     def _assignment_of(self, task: PoolTask[Any]) -> Assignment | None:
         return next((one for one in self._assigned if one.task is task), None)
 
+    # -- requests --------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        method: object,
+        params: object,
+        timeout: float | DefaultTimeout | None,
+        on_progress: OnProgress | None,
+    ) -> Any:
+        """Have the worker's service answer a request; see `asyncipc.Pool.request`."""
+        self.seat.requests += 1
+        self.has_served = True
+        try:
+            return await self.session.request(
+                method, params, timeout=timeout, on_progress=on_progress
+            )
+        except SessionClosed as error:
+            self.seat.is_doomed = True
+            raise self.death_of(f"the method {method!r:.60}", error) from error
+        finally:
+            self.seat.requests -= 1
+
+    def given_up(self, answer_id: int) -> None:
+        """See `asyncipc.session.waiter.Leftovers`: the worker is at it until it says otherwise."""
+        self.seat.requests += 1
+        self.seat.overdue += 1
+        self._climb(answer_id)
+
+    def over(self, answer_id: int) -> None:
+        """See `asyncipc.session.waiter.Leftovers`."""
+        ladder = self._ladders.pop(answer_id, None)
+        if ladder is not None:
+            ladder.cancel()
+            self.seat.requests -= 1
+            self.seat.overdue -= 1
+            if self.session.connection.state is State.CLOSED:
+                self.seat.is_doomed = True
+            self.owner.freed(self)
+
     # -- the ladder ------------------------------------------------------------------------
 
-    def _climb(self, assignment: Assignment) -> None:
-        if assignment not in self._ladders:
-            self._ladders[assignment] = self._loop.call_later(
-                self._grace, self._terminate, assignment
-            )
+    def _climb(self, what: Assignment | int) -> None:
+        if what not in self._ladders:
+            self._ladders[what] = self._loop.call_later(self._grace, self._terminate)
 
-    def _terminate(self, assignment: Assignment) -> None:
-        # It may still answer before it ends, and be idle then.
+    def _terminate(self) -> None:
+        # It may still answer, which saves it no longer.
         self.seat.is_doomed = True
         self.process.terminate_once()
-        self._ladders[assignment] = self._loop.call_later(self._grace, self.process.kill)
+        if self._killing is None:
+            self._killing = self._loop.call_later(self._grace, self._kill)
         self.owner.doomed(self)
 
+    def _kill(self) -> None:
+        self.seat.is_killed = True
+        self.process.kill()
+        self.owner.freed(self)
 
-class Worker:
-    """A worker of a pool, as the application sees it (`Pool.workers`)."""
-
-    def __init__(self, link: Link, resume: Callable[[], None]) -> None:
-        self._link = link
-        self._resume = resume
-
-    @property
-    def number(self) -> int:
-        """Counted from 1; a replacement has a number of its own."""
-        return self._link.number
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._link.process.pid
-
-    @property
-    def state(self) -> str:
-        """``"starting"``, ``"idle"``, ``"busy"``, ``"paused"``, ``"retiring"`` or ``"ended"``."""
-        state = self._link.seat.state
-        if state is WorkerState.READY:
-            return "idle" if self._link.is_idle else "busy"
-        return str(state.value)
-
-    @property
-    def tasks_done(self) -> int:
-        """How many tasks it has ended, in whichever way."""
-        return self._link.tasks_done
-
-    @property
-    def tasks_running(self) -> int:
-        """How many tasks it has now, those included that wait in it for their turn."""
-        return self._link.seat.load
-
-    @property
-    def rss(self) -> int | None:
-        """Bytes of physical memory, those shared with others included; None if unknown."""
-        return resident_memory(self.pid)
-
-    @property
-    def cpu_time(self) -> float | None:
-        """Seconds of processor time that it has used; None if unknown."""
-        return cpu_time(self.pid)
-
-    def pause(self) -> None:
-        """Give it no more tasks until `resume`. What it has goes on.
-
-        :raises ValueError: it is not ready
-        """
-        self._link.seat.become(WorkerState.PAUSED)
-
-    def resume(self) -> None:
-        """The reverse of `pause`.
-
-        :raises ValueError: it is not paused
-        """
-        self._link.seat.become(WorkerState.READY)
-        self._resume()
-
-    def __repr__(self) -> str:
-        return f"<Worker {self.number} pid {self.pid} {self.state}>"
+    def closed(self) -> None:
+        """It is dead."""
+        if self._killing is not None:
+            self._killing.cancel()
 
 
 _NO_RESULT: Final = [RESULT, 0.0, *dump(None)]

@@ -12,7 +12,6 @@ from typing import Any, Self, TypeVar, overload
 
 from asyncipc.errors import WorkerDied
 from asyncipc.pool.engine import Engine
-from asyncipc.pool.link import Worker
 from asyncipc.pool.mapping import map_items
 from asyncipc.pool.options import PoolOptions, StartMethod, check_count
 from asyncipc.pool.payload import is_async
@@ -20,6 +19,7 @@ from asyncipc.pool.statistics import PoolStatistics
 from asyncipc.pool.stream import PoolStream, StreamTask
 from asyncipc.pool.task import PoolTask
 from asyncipc.pool.work import Packer
+from asyncipc.pool.worker_view import Worker
 from asyncipc.session.params import DEFAULT_TIMEOUT, DefaultTimeout, check_timeout
 from asyncipc.session.progress import OnProgress
 
@@ -46,7 +46,7 @@ class Pool:
         worker also share its death.
     :param max_tasks: a worker is replaced when it has run so many, or up to a tenth fewer
     :param max_rss: a worker is replaced when it has more bytes of memory of its own (what it
-        shares with others does not count), looked at after each task
+        shares with others does not count), looked at after tasks and as requests come
     :param max_queued: tasks that may wait for a worker
     :param spawn_timeout: seconds that a worker has to get ready
     :param grace: seconds that a task which is to stop has for it, before its worker gets SIGTERM,
@@ -322,7 +322,8 @@ class Pool:
     ) -> Any:
         """Call a method of ``service`` in the worker with the least to do.
 
-        For the parameters and errors see `Session.request`.
+        For the parameters and errors see `Session.request`; the timeout covers the wait for a
+        worker. One that does not stop when it was given up is ended, as with `run`.
 
         :raises WorkerDied: the worker died meanwhile
         :raises PoolClosed: the pool takes no requests
@@ -348,7 +349,7 @@ class Pool:
     async def resize(self, workers: int) -> None:
         """Have so many workers from now on; returns when they are ready.
 
-        Surplus ones end when they have ended their tasks.
+        Surplus ones end when they have ended their tasks, and count as at work until then.
 
         :raises PoolError: they don't come up within ``spawn_timeout``
         """

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from asyncipc.errors import Busy, PoolError
+from asyncipc.errors import Busy, PoolClosed, PoolError
 from asyncipc.pool.link import Link, timed_out
 from asyncipc.pool.policy import Durations
 from asyncipc.pool.roster import Roster, Seat, WorkerState
@@ -26,6 +26,7 @@ class Scheduler:
     """The tasks of a pool that wait, and the workers that could have them.
 
     :param concurrency: async functions that one worker runs at once
+    :param count: workers that may have tasks at the same time
     :param max_queued: tasks that may wait
     :param on_change: called when a worker got a task, and when it ended one
     """
@@ -34,6 +35,7 @@ class Scheduler:
         self,
         loop: asyncio.AbstractEventLoop,
         concurrency: int,
+        count: int,
         max_queued: int,
         on_change: Callable[[Link], None],
     ) -> None:
@@ -45,8 +47,8 @@ class Scheduler:
         self._deadlines = Deadlines(loop, self._waiting, self._expire)
         self._durations = Durations()
         self._links: dict[Seat, Link] = {}
-        self._readiness: list[asyncio.Future[None]] = []
-        self.roster: Roster = Roster(concurrency)
+        self._readiness: set[asyncio.Future[None]] = set()  # where requests wait for a worker
+        self.roster: Roster = Roster(concurrency, count)
         self.moved: int = 0
 
     @property
@@ -68,31 +70,53 @@ class Scheduler:
         self.roster.seats.append(link.seat)
         self.resumed()
 
+    def link_of(self, seat: Seat) -> Link:
+        """The worker of a seat of the roster."""
+        return self._links[seat]
+
     def resumed(self) -> None:
         """A worker takes tasks, which may not have been so."""
-        waiting, self._readiness = self._readiness, []
-        for future in waiting:
+        for future in self._readiness:
             if not future.done():
                 future.set_result(None)
         self.give_out()
+
+    def resume_all(self) -> None:
+        """Have the workers that are paused take tasks."""
+        for seat in self.roster.seats:
+            if seat.state is WorkerState.PAUSED:
+                seat.become(WorkerState.READY)
+        self.resumed()
 
     def remove(self, link: Link) -> None:
         """A worker is gone."""
         if self._links.pop(link.seat, None) is not None:
             self.roster.seats.remove(link.seat)
 
-    async def least_loaded(self) -> Link:
-        """The worker with the least to do, as soon as there is one."""
-        while (seat := self.roster.least_loaded()) is None:
-            future = self._loop.create_future()
-            self._readiness.append(future)
-            await future
-        return self._links[seat]
+    def least_loaded(self) -> Link | None:
+        """The worker that may answer a request first."""
+        seat = self.roster.least_loaded()
+        return None if seat is None else self._links[seat]
 
-    async def ready(self) -> list[Link]:
-        """The workers that take tasks, by their numbers, as soon as there is one."""
-        await self.least_loaded()
-        return [link for link in self.links if link.seat.takes_tasks]
+    def ready(self) -> list[Link]:
+        """The workers that are not paused or on their way out, by their numbers."""
+        return [
+            link
+            for link in self.links
+            if link.seat.state is WorkerState.READY and not link.seat.is_doomed
+        ]
+
+    async def wait_ready(self) -> None:
+        """Wait until a worker takes tasks that did not.
+
+        :raises PoolError: there will be none soon; `PoolClosed` where that is why
+        """
+        future = self._loop.create_future()
+        self._readiness.add(future)
+        try:
+            await future
+        finally:
+            self._readiness.discard(future)
 
     # -- tasks -----------------------------------------------------------------------------
 
@@ -141,6 +165,11 @@ class Scheduler:
         """See `asyncipc.pool.link.Owner`."""
         self._on_change(link)
 
+    def freed(self, link: Link) -> None:
+        """See `asyncipc.pool.link.Owner`."""
+        self._on_change(link)
+        self.resumed()
+
     def returned(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.link.Owner`."""
         self.moved += 1
@@ -166,14 +195,17 @@ class Scheduler:
         for task in waiting:
             task.holder = None
             task.fail(make_error())
-        readiness, self._readiness = self._readiness, []
-        for future in readiness:
-            if not future.done():
-                future.set_exception(make_error())
+        self._fail_readiness(make_error)
 
     def close(self) -> None:
-        """There will be no more tasks."""
+        """There will be no more tasks and requests."""
         self._deadlines.close()
+        self._fail_readiness(lambda: PoolClosed("the pool was closed meanwhile"))
+
+    def _fail_readiness(self, make_error: Callable[[], PoolError]) -> None:
+        for future in self._readiness:
+            if not future.done():
+                future.set_exception(make_error())
 
     def _take_back(self) -> None:
         returned, self._returned = self._returned, []

@@ -8,6 +8,7 @@ Layer 4, inside the pool. Above: the supervisor. Below: control, process, transp
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from asyncipc.errors import PoolError
+from asyncipc.pool import stages
 from asyncipc.pool.control import (
     ControlSocket,
     Exited,
@@ -27,6 +29,7 @@ from asyncipc.pool.control import (
     Record,
     Refused,
     Setup,
+    Stage,
 )
 from asyncipc.pool.main_module import describe_main
 from asyncipc.process.child import ChildProcess, start_child
@@ -79,6 +82,11 @@ class Starter(Protocol):
         """What each of them has to do by itself."""
         ...
 
+    @property
+    def stage(self) -> str:
+        """What takes so long, where no process has been made yet; for people."""
+        ...
+
     async def start(self, worker: int) -> Started:
         """Make one.
 
@@ -102,6 +110,7 @@ class SpawnStarter:
     def __init__(self, preload: list[str], on_stderr: StderrSink) -> None:
         self._on_stderr = on_stderr
         self.homework: Homework = Homework(describe_main(), sys.argv[:], preload)
+        self.stage: str = "the system was starting a process"
 
     async def start(self, worker: int) -> Started:
         """See `Starter`."""
@@ -134,11 +143,16 @@ class ZygoteStarter:
         self._zygote: _Zygote | None = None
         self.homework: Homework = Homework({}, sys.argv[:], [])
 
+    @property
+    def stage(self) -> str:
+        """See `Starter`."""
+        return "the zygote was not there" if self._zygote is None else self._zygote.stage
+
     async def start(self, worker: int) -> Started:
         """See `Starter`."""
         used = self._zygote
         if used is not None and not used.is_over:
-            await asyncio.shield(used.ready)
+            await used.wait_ready()
             try:
                 return await used.fork(worker)
             except PoolError:
@@ -152,7 +166,7 @@ class ZygoteStarter:
                 describe_main(), [str(path) for path in sys.path], sys.argv[:], self._preload
             )
             zygote = self._zygote = _Zygote(setup, self._on_stderr)
-        await asyncio.shield(zygote.ready)
+        await zygote.wait_ready()
         return await zygote.fork(worker)
 
     async def aclose(self) -> None:
@@ -172,8 +186,9 @@ class _Zygote:
         self._forking: dict[int, tuple[asyncio.Future[ForkedProcess], Lifeline]] = {}
         self._forked: dict[int, ForkedProcess] = {}
         self._refusal: str | None = None
+        self._doing = stages.STARTING
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self.is_over: bool = False
-        self.ready: asyncio.Future[None] = self._loop.create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ControlSocket(ours)
         self._stderr = StderrCapture(on_stderr, STDERR_TAIL)
@@ -192,6 +207,26 @@ class _Zygote:
             os.close(application)
         self._loop.add_reader(ours.fileno(), self._receive)
         self._process.on_exit(lambda _: self._is_gone())
+
+    @property
+    def stage(self) -> str:
+        """What it is doing; see `Starter.stage`."""
+        return stages.told("the zygote", self._doing, self._stderr.tail)
+
+    async def wait_ready(self) -> None:
+        """Wait until it can fork.
+
+        :raises PoolError: it never will
+        """
+        try:
+            await asyncio.shield(self._ready)
+        except asyncio.CancelledError:
+            if not self._ready.done():
+                # It got all the time there was. The next one may have more luck.
+                self._refusal = f"the zygote took too long: {self.stage}"
+                self._process.kill()
+                self._hang_up()
+            raise
 
     async def fork(self, worker: int) -> Started:
         """Have a worker forked; see `Starter.start`."""
@@ -254,14 +289,15 @@ class _Zygote:
 
     def _take(self, record: Record, descriptors: list[int]) -> None:
         match record:
+            case Stage(doing):
+                self._doing = doing
             case Ready():
-                if not self.ready.done():
-                    self.ready.set_result(None)
+                self._is_ready()
             case Refused(reason):
                 self._refusal = reason
                 self._hang_up()
             case Forked(worker, pid):
-                self._has_forked(worker, pid, descriptors[0])
+                self._has_forked(worker, pid, descriptors)
             case ForkFailed(worker, reason):
                 if worker in self._forking:
                     future, _ = self._forking.pop(worker)
@@ -273,15 +309,24 @@ class _Zygote:
             case Setup() | Fork():
                 raise AssertionError("those go the other way")
 
-    def _has_forked(self, worker: int, pid: int, pidfd: int) -> None:
+    def _is_ready(self) -> None:
+        self._doing = "forking"
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _has_forked(self, worker: int, pid: int, descriptors: list[int]) -> None:
         future, lifeline = self._forking.pop(worker, (None, None))
         if future is None or lifeline is None or future.done():
-            os.close(
-                pidfd
-            )  # nobody waits for it any longer; its lifeline is closed, or about to be
-            return
-        process = self._forked[worker] = ForkedProcess(pid, pidfd, lifeline, self._loop)
-        future.set_result(process)
+            # Nobody waits for it any longer; its lifeline is closed, or about to be.
+            for descriptor in descriptors:
+                os.close(descriptor)
+        elif not descriptors:
+            # The kernel has dropped it: this process has as many as it may have.
+            _fail(future, OSError(errno.EMFILE, "no descriptor is left for the worker's pidfd"))
+        else:
+            [pidfd] = descriptors
+            process = self._forked[worker] = ForkedProcess(pid, pidfd, lifeline, self._loop)
+            future.set_result(process)
 
     def _is_gone(self) -> None:
         """The zygote is dead: what it said before is read, and nothing more will come."""
@@ -300,11 +345,15 @@ class _Zygote:
             process.lose_reporter()
         self._forked.clear()
         error = PoolError(
-            self._refusal or f"the zygote died: {self._process!r}{self._last_words()}"
+            self._refusal
+            or f"the zygote died{self._where()}: {self._process!r}{self._last_words()}"
         )
-        _fail(self.ready, error)
+        _fail(self._ready, error)
         for future, _ in self._forking.values():
             _fail(future, error)
+
+    def _where(self) -> str:
+        return "" if self._ready.done() else f" while it was {self._doing}"
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -338,6 +387,7 @@ def _start_program(module: str, end: socket.socket, stderr: StderrCapture) -> Ch
             pass_fds=(number,),
             stdin=subprocess.DEVNULL,
             stderr=stderr.fd,
+            terminates_group=False,  # a task sees to its own children, as in forked workers
         )
     stderr.start()
     return process

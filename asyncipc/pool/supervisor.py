@@ -1,35 +1,26 @@
 """Keeps the workers: starts them, replaces those that died or have served their time, ends them.
 
-Layer 4, inside the pool. Above: the pool. Below: starting, link, policy, the session.
+Layer 4, inside the pool. Above: the pool. Below: launching, scheduler, roster, policy.
 """
 
 import asyncio
 import logging
-import pickle
 import signal
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from asyncipc.errors import EncodeError, IPCError, PoolClosed, PoolError, SessionClosed
-from asyncipc.peer.companion import ChildCompanion
-from asyncipc.pool import logs
-from asyncipc.pool.jobs import RESULT
+from asyncipc.errors import IPCError, PoolClosed, PoolError, SessionClosed
+from asyncipc.pool.launching import Launch, Launcher, WorkerOptions
 from asyncipc.pool.link import Link
-from asyncipc.pool.payload import load_failure
-from asyncipc.pool.policy import Backoff, task_limit
-from asyncipc.pool.roster import Seat, WorkerState
+from asyncipc.pool.policy import Backoff
+from asyncipc.pool.roster import WorkerState
 from asyncipc.pool.scheduler import Scheduler
-from asyncipc.pool.starting import Started, Starter
-from asyncipc.pool.worker import BEGIN, LOG, TOO_LARGE, WorkerSetup, new_settings
-from asyncipc.session.handlers import Handlers
-from asyncipc.session.session import Session
-from asyncipc.wire.handshake import Role
+from asyncipc.pool.starting import Starter
 
-__all__ = ["Supervisor", "WorkerOptions"]
+__all__ = ["Supervisor"]
 
 logger: logging.Logger = logging.getLogger("asyncipc.pool")
 
@@ -42,16 +33,6 @@ EARLY: Final = 5.0
 
 # The replacement of a worker is started before the last of its tasks, or the last tenth.
 LAST_SHARE: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What all workers of a pool have in common; see `asyncipc.Pool`."""
-
-    setup: WorkerSetup
-    max_tasks: int | None
-    spawn_timeout: float
-    grace: float
 
 
 class Supervisor:
@@ -71,21 +52,19 @@ class Supervisor:
         on_died: Callable[[Link, SessionClosed | None], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._count = 0
-        self._options = options
+        self._spawn_timeout = options.spawn_timeout
         self._starter = starter
         self._scheduler = scheduler
+        self._roster = scheduler.roster
         self._on_started = on_started
         self._on_died = on_died
-        self._settings = new_settings()
-        self._setup = _pickled(options.setup)
+        self._launcher = Launcher(options, starter, scheduler, self._replace_large)
         self._backoff = Backoff()
         self._pause: asyncio.TimerHandle | None = None
-        self._starting: set[asyncio.Task[None]] = set()
+        self._starting: dict[asyncio.Task[None], Launch] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._openings: set[asyncio.Future[None]] = set()  # those who wait for all to be ready
         self._leaving: set[Link] = set()
-        self._outgoing: set[Link] = set()  # those whose replacements are on their way
         self._oversized: weakref.WeakSet[Link] = weakref.WeakSet()
         self._has_died_early = False
         self._failing_since: float | None = None
@@ -103,32 +82,36 @@ class Supervisor:
 
         :raises PoolError: they don't come up
         """
-        self._count = count
+        self._roster.count = count
         self._trim()
-        if len(self._present()) >= count:
+        self._take_back()
+        self._scheduler.resumed()
+        if self._roster.present >= count:
             self._tell_ready()
             return
         opening: asyncio.Future[None] = self._loop.create_future()
         self._openings.add(opening)
         self._fill()
         try:
-            async with asyncio.timeout(self._options.spawn_timeout):
+            async with asyncio.timeout(self._spawn_timeout):
                 await opening
         except TimeoutError as error:
             text = (
-                f"{len(self._present())} of {count} workers came up within spawn_timeout "
-                f"({self._options.spawn_timeout:g} s)"
+                f"{self._roster.present} of {count} workers came up within spawn_timeout "
+                f"({self._spawn_timeout:g} s)"
             )
             if self._last_failure is not None:
                 text += f"; the last one failed: {self._last_failure}"
+            elif self._starting:
+                text += f": {next(iter(self._starting.values())).stage}"
             raise PoolError(text) from self._last_failure or error
         finally:
             self._openings.discard(opening)
 
     def changed(self, link: Link) -> None:
-        """A worker got a task, or has ended one."""
+        """A worker got something to do, or has ended it."""
         seat = link.seat
-        if link.tasks_done and self._backoff.failures and self._has_died_early:
+        if self._has_died_early and link.has_served and self._backoff.failures:
             self._has_died_early = False
             self._backoff.succeeded()
         if seat.limit is not None and seat.taken >= seat.limit - seat.limit // LAST_SHARE - 1:
@@ -138,7 +121,8 @@ class Supervisor:
         elif seat.is_doomed and seat.state is WorkerState.READY:
             seat.become(WorkerState.RETIRING)
             self._fill()
-        if seat.state is WorkerState.RETIRING and link.is_idle and not link.has_died:
+        # One that is doomed is dead or dies soon, which is told when it has.
+        if seat.state is WorkerState.RETIRING and link.is_idle and not seat.is_doomed:
             self._let_go(link)
 
     def retire(self, link: Link) -> None:
@@ -152,10 +136,19 @@ class Supervisor:
             self._let_go(link)
 
     def _replace(self, link: Link) -> None:
-        """Start the replacement of a worker that still takes tasks."""
+        """Start the replacement of a worker that still takes tasks.
+
+        The replacement takes some when no more workers have tasks than there are to be.
+        """
         # One that may run a single task would have one replacement after the other.
-        if link not in self._outgoing and link.seat.taken > 0:
-            self._outgoing.add(link)
+        if link.seat.is_present and link.seat.taken > 0:
+            link.seat.is_replaced = True
+            self._fill()
+
+    def _replace_large(self, link: Link) -> None:
+        self._oversized.add(link)
+        if link.seat.is_present:
+            link.seat.is_replaced = True
             self._fill()
 
     def _tell_ready(self) -> None:
@@ -164,11 +157,19 @@ class Supervisor:
 
     def _trim(self) -> None:
         """Retire those beyond the count, and those that were only to stay until now."""
-        for link in [link for link in self._outgoing if link in self._oversized]:
-            if len(self._present()) >= self._count:
+        for link in self._scheduler.links:
+            if link in self._oversized and self._roster.present >= self._roster.count:
                 self.retire(link)
-        for seat in self._scheduler.roster.to_retire(len(self._present()) - self._count):
-            self.retire(next(link for link in self._scheduler.links if link.seat is seat))
+        for seat in self._roster.to_retire():
+            seat.is_surplus = True
+            self.retire(self._scheduler.link_of(seat))
+
+    def _take_back(self) -> None:
+        """Have those stay that were to go because there were too many, rather than others come."""
+        for seat in self._roster.to_keep():
+            seat.is_surplus = False
+            seat.become(WorkerState.READY)
+            self.recycled -= 1
 
     async def aclose(self) -> None:
         """End all workers, whatever they do: a goodbye, the grace, SIGTERM, the grace, SIGKILL."""
@@ -193,26 +194,19 @@ class Supervisor:
 
     # -- starting --------------------------------------------------------------------------
 
-    def _present(self) -> list[Link]:
-        """The workers that count: not those on their way out."""
-        return [
-            link
-            for link in self._scheduler.links
-            if link.seat.state is not WorkerState.RETIRING and link not in self._outgoing
-        ]
-
     def _fill(self) -> None:
         """Start as many workers as are missing."""
         if self._is_closing or self._pause is not None:
             return
-        for _ in range(self._count - len(self._present()) - len(self._starting)):
+        for _ in range(self._roster.count - self._roster.present - len(self._starting)):
             self._last_number += 1
-            task = self._loop.create_task(self._start(self._last_number))
-            self._starting.add(task)
+            launch = Launch(self._launcher, self._last_number)
+            task = self._loop.create_task(self._start(launch))
+            self._starting[task] = launch
             task.add_done_callback(self._start_ended)
 
     def _start_ended(self, task: asyncio.Task[None]) -> None:
-        self._starting.discard(task)
+        del self._starting[task]
         if self._is_closing or task.cancelled():
             return
         error = task.exception()
@@ -220,7 +214,7 @@ class Supervisor:
             if not self._has_died_early:
                 self._backoff.succeeded()
             self._failing_since = self._last_failure = None
-            if len(self._present()) >= self._count:
+            if self._roster.present >= self._roster.count:
                 self._tell_ready()
             self._trim()
             self._fill()
@@ -241,8 +235,8 @@ class Supervisor:
             for opening in self._openings:
                 if not opening.done():
                     opening.set_exception(_as_pool_error(error))
-        too_long = now - self._failing_since >= self._options.spawn_timeout
-        if not self._present() and (too_long or failures > MAX_FIRST_FAILURES):
+        too_long = now - self._failing_since >= self._spawn_timeout
+        if not self._roster.present and (too_long or failures > MAX_FIRST_FAILURES):
             self._scheduler.fail_all(partial(_as_pool_error, error))
         if self._pause is None:
             self._pause = self._loop.call_later(pause, self._go_on)
@@ -251,71 +245,18 @@ class Supervisor:
         self._pause = None
         self._fill()
 
-    async def _start(self, number: int) -> None:
-        """Start a worker and get it ready.
-
-        :raises PoolError: it says itself why it cannot be
-        :raises IPCError: it died meanwhile
-        """
-        try:
-            async with asyncio.timeout(self._options.spawn_timeout):
-                started = await self._starter.start(number)
-                link = await self._connect(number, started)
-        except TimeoutError as error:
-            raise PoolError(
-                f"a worker was not ready within spawn_timeout ({self._options.spawn_timeout:g} s)"
-            ) from error
-        except OSError as error:
-            raise PoolError(f"a worker process cannot be made: {error}") from error
+    async def _start(self, launch: Launch) -> None:
+        """Start a worker and let it have tasks; see `Launch.run`."""
+        link = await launch.run()
         self.started += 1
         self._scheduler.add(link)
         link.session.on_close(partial(self._ended, link))
         self._on_started(link)
 
-    async def _connect(self, number: int, started: Started) -> Link:
-        handlers = Handlers()
-        handlers.on_notification(LOG)(logs.handle_record)
-        session = Session(started.transport, Role.CONNECTING, self._settings, handlers)
-        connection = session.connection
-        connection.companion = ChildCompanion(started.process, started.stderr, self._options.grace)
-        started.process.on_exit(lambda _: connection.companion_exited())
-        await session.start()
-        try:
-            homework = self._starter.homework
-            answer = await session.request(
-                BEGIN,
-                [homework.main, homework.argv, homework.preload, self._setup],
-                timeout=None,
-            )
-            if answer[0] != RESULT:
-                error = load_failure(answer[2:])
-                raise PoolError(f"a worker could not get ready: {error!r}") from error
-        except BaseException:
-            started.process.kill()
-            await session.aclose()
-            raise
-        limit = task_limit(self._options.max_tasks)
-        link = Link(
-            number,
-            started,
-            session,
-            seat=Seat(limit),
-            owner=self._scheduler,
-            grace=self._options.grace,
-        )
-        handlers.on_notification(TOO_LARGE)(partial(self._too_large, link))
-        return link
-
-    def _too_large(self, link: Link, size: int) -> None:
-        logger.info("worker %d has %d bytes of its own, more than max_rss", link.number, size)
-        self._oversized.add(link)
-        self._replace(link)
-
     # -- ending ----------------------------------------------------------------------------
 
     def _let_go(self, link: Link) -> None:
         """End a worker in good order: goodbye, and the ladder for one that stays."""
-        self._outgoing.discard(link)
         if link.seat.state is WorkerState.ENDED:
             return
         self._scheduler.remove(link)
@@ -333,7 +274,7 @@ class Supervisor:
 
     def _ended(self, link: Link, reason: SessionClosed | None) -> None:
         """A worker's session has ended, and its process with it."""
-        self._outgoing.discard(link)
+        link.closed()
         was_let_go = link.seat.state is WorkerState.ENDED
         self._scheduler.remove(link)
         if was_let_go:
@@ -342,22 +283,13 @@ class Supervisor:
         self.died += 1
         self._on_died(link, reason)
         was_killed = link.process.signal in (signal.SIGKILL, signal.SIGTERM)
-        is_early = not link.tasks_done and self._loop.time() - link.ready_at < EARLY
+        is_early = not link.has_served and self._loop.time() - link.ready_at < EARLY
         if is_early and not was_killed:
             # As good as one that never came up: not at full speed, one after the other.
             self._has_died_early = True
             self._start_failed(reason or SessionClosed("it closed its session"))
         else:
             self._fill()
-
-
-def _pickled(setup: WorkerSetup) -> bytes:
-    try:
-        return pickle.dumps(setup, 5)
-    except Exception as error:
-        raise EncodeError(
-            f"initializer, initargs or service cannot be given to a worker: {error}"
-        ) from error
 
 
 def _as_pool_error(error: BaseException) -> PoolError:

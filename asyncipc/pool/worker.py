@@ -26,18 +26,18 @@ from typing import Any, Final, NoReturn
 
 from asyncipc.config import Limits, Timeouts
 from asyncipc.errors import DecodeError
-from asyncipc.pool import logs
+from asyncipc.pool import logs, stages
 from asyncipc.pool.generating import Generators
 from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, STREAM, Jobs
 from asyncipc.pool.main_module import clear_main, import_main
 from asyncipc.pool.outside import call_outside
-from asyncipc.pool.payload import dump_failure
+from asyncipc.pool.payload import dump_failure, function_name
 from asyncipc.process.fork import run_and_exit
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.runner import run
 from asyncipc.session.context import Call
 from asyncipc.session.handler import Handler
-from asyncipc.session.handlers import Handlers
+from asyncipc.session.handlers import HandlerChain, Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
 from asyncipc.transport.sockets import SocketTransport
@@ -45,11 +45,13 @@ from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
 from asyncipc.wire.msgpack_codec import MessagePack
 
-__all__ = ["BEGIN", "LOG", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
+__all__ = ["BEGIN", "LOG", "STAGE", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
 
 # The request that makes a worker ready, and the notifications it sends.
 BEGIN: Final = "asyncipc/begin"
+OWN_METHODS: Final = frozenset({BEGIN, RUN, MAP, STREAM})
 LOG: Final = "asyncipc/log"
+STAGE: Final = "asyncipc/stage"
 TOO_LARGE: Final = "asyncipc/too_large"
 
 # Log records of threads that may wait for the main thread.
@@ -136,14 +138,6 @@ def _die() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _preload(modules: list[str]) -> None:
-    for module in modules:
-        try:
-            import_module(module)
-        except Exception as error:
-            raise ImportError(f"preloading {module!r} failed: {error!r}") from error
-
-
 class _Worker:
     def __init__(self) -> None:
         self.is_terminating = False
@@ -174,6 +168,7 @@ class _Worker:
             self._is_ending,
             unpack=self._jobs.unpack,
         )
+        generators.on_end = self._jobs.look_at_memory
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         self._jobs.before_answer = self._post_from_threads
@@ -203,8 +198,10 @@ class _Worker:
         main, argv, preload, setup = params
         try:
             sys.argv[:] = argv
-            call_outside(self._loop, import_main, main)
-            call_outside(self._loop, _preload, preload)
+            if main:
+                self._enter(stages.IMPORTING_MAIN)
+                call_outside(self._loop, import_main, main)
+            self._preload(preload)
             await self._set_up(setup)
         except BaseException as error:
             if self.is_terminating or self._beginning.cancelling():
@@ -213,7 +210,26 @@ class _Worker:
         else:
             self._dispatch.complete(call, [RESULT, 0.0])
 
+    def _find(self, find: Callable[[str], tuple[Handler, ...]], method: str) -> tuple[Handler, ...]:
+        """The handlers for a request; those of the service may take memory too, and keep it."""
+        if method not in OWN_METHODS:
+            self._loop.call_soon(self._jobs.look_at_memory)
+        return find(method)
+
+    def _enter(self, stage: str) -> None:
+        """What comes next may hang, and the application can say what it was."""
+        self._post(STAGE, stage)
+
+    def _preload(self, modules: list[str]) -> None:
+        for module in modules:
+            self._enter(stages.preloading(module))
+            try:
+                call_outside(self._loop, import_module, module)
+            except Exception as error:
+                raise ImportError(f"preloading {module!r} failed: {error!r}") from error
+
     async def _set_up(self, pickled: bytes) -> None:
+        self._enter("unpickling the initializer and the service")
         try:
             setup: WorkerSetup = pickle.loads(pickled)  # noqa: S301 - see `payload`
         except Exception as error:
@@ -226,11 +242,16 @@ class _Worker:
         if setup.max_memory is not None:
             self._jobs.max_memory = setup.max_memory
             self._jobs.on_too_large = self._tell_size
+            chain = HandlerChain(self._handlers, Handlers())
+            chain.for_request = partial(self._find, chain.for_request)
+            self._dispatch.serve_with(chain)
         if setup.initializer is not None:
+            self._enter(f"running the initializer {function_name(setup.initializer)}")
             begun = call_outside(self._loop, setup.initializer, *setup.initargs)
             if inspect.isawaitable(begun):
                 await begun
         if setup.service is not None:
+            self._enter("making the service")
             provider = setup.service() if callable(setup.service) else setup.service
             self._handlers.register(provider)
 

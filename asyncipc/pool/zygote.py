@@ -8,6 +8,7 @@ process.fork.
 """
 
 import contextlib
+import errno
 import gc
 import os
 import select
@@ -15,13 +16,14 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Final, NoReturn
 
-from asyncipc.pool import worker
+from asyncipc.pool import stages, worker
 from asyncipc.pool.control import (
     ControlSocket,
     Exited,
@@ -31,6 +33,7 @@ from asyncipc.pool.control import (
     Ready,
     Refused,
     Setup,
+    Stage,
 )
 from asyncipc.pool.main_module import clear_main, import_main
 from asyncipc.process.fork import (
@@ -78,7 +81,7 @@ def _speak(control: ControlSocket, own: set[int]) -> None:
     setup, (application,) = received
     assert isinstance(setup, Setup)
     began = monotonic()
-    reason = _become(setup)
+    reason = _become(setup, lambda doing: _tell(control, doing))
     with contextlib.suppress(ConnectionError):
         control.send(Ready(monotonic() - began) if reason is None else Refused(reason))
         if reason is None:
@@ -89,18 +92,26 @@ def _speak(control: ControlSocket, own: set[int]) -> None:
                 zygote.bury_orphans()
 
 
-def _become(setup: Setup) -> str | None:
+def _tell(control: ControlSocket, doing: str) -> None:
+    with contextlib.suppress(ConnectionError):  # of which is heard behind it
+        control.send(Stage(doing))
+
+
+def _become(setup: Setup, tell: Callable[[str], None]) -> str | None:
     """Import everything; the reason why no worker can be forked then, if there is one."""
     sys.path[:] = setup.path
     sys.argv[:] = setup.argv
-    doing = "importing the application's main module"
+    doing = stages.IMPORTING_MAIN
     try:
+        tell(doing)
         import_main(setup.main)
         for module in setup.preload:
-            doing = f"preloading {module!r}"
+            doing = stages.preloading(module)
+            tell(doing)
             import_module(module)
     except BaseException:  # noqa: BLE001 - SystemExit too: nothing may be left untold
         return f"{doing} failed in the zygote:\n{traceback.format_exc()}"
+    tell("trying to fork")
     threads = running_threads()
     if threads:
         return (
@@ -156,6 +167,8 @@ class _Zygote:
 
     def _fork(self, number: int, descriptors: list[int]) -> None:
         try:
+            if len(descriptors) != 3:  # the kernel drops those for which there is no room
+                raise OSError(errno.EMFILE, "no descriptor is left for those of a worker")
             threads = running_threads()
             if threads:  # one that a preloaded module has started since
                 raise RuntimeError(f"Python threads run in the zygote: {', '.join(threads)}")

@@ -48,9 +48,15 @@ class ChildProcess(ProcessHandle):
     """
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], lifeline: Lifeline, loop: asyncio.AbstractEventLoop
+        self,
+        popen: subprocess.Popen[bytes],
+        lifeline: Lifeline,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        terminates_group: bool,
     ) -> None:
         super().__init__(loop)
+        self._terminates_group = terminates_group
         self._owner = os.getpid()
         self._popen = popen
         self._lifeline = lifeline
@@ -75,13 +81,16 @@ class ChildProcess(ProcessHandle):
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Ask the whole process group to end: SIGTERM. Nothing happens after the child's exit.
+        """Ask the child to end, and its whole process group unless it was started otherwise.
+
+        By SIGTERM. Nothing happens after the child's exit.
 
         :raises PermissionError: all of it runs as another user
         """
-        self._signal_group(signal.SIGTERM)
+        send = self._signal_group if self._terminates_group else self.send_signal
+        send(signal.SIGTERM)
         # A stopped process takes SIGTERM only when it goes on.
-        self._signal_group(signal.SIGCONT)
+        send(signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill the whole process group: SIGKILL. Nothing happens after the child's exit.
@@ -156,6 +165,7 @@ def start_child(
     stdin: int | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
+    terminates_group: bool = True,
 ) -> ChildProcess:
     """Start a program as the leader of a new session and process group; needs a running loop.
 
@@ -168,6 +178,7 @@ def start_child(
     :param pass_fds: descriptors the child inherits under the same numbers. All others it has not.
     :param stdin: a descriptor, or ``subprocess.DEVNULL``; None: the child inherits it. So for
         ``stdout`` and ``stderr``.
+    :param terminates_group: what asks the child to end asks its whole group; otherwise it alone
     :raises FileNotFoundError: there is no such program (or no such ``cwd``)
     :raises PermissionError: it may not be executed
     :raises OSError: another reason why the system can't start it, such as a limit
@@ -195,7 +206,7 @@ def start_child(
         raise
     try:
         lifeline.attach(popen.pid)
-        return ChildProcess(popen, lifeline, loop)
+        return ChildProcess(popen, lifeline, loop, terminates_group=terminates_group)
     except BaseException:
         os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()

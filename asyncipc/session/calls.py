@@ -35,7 +35,7 @@ from asyncipc.session.settings import SessionSettings
 from asyncipc.session.slots import Slots, timed_out
 from asyncipc.session.streams import Streams
 from asyncipc.session.uploads import FoundItems, Upload, find_items
-from asyncipc.session.waiter import Waiter
+from asyncipc.session.waiter import NOBODY, Leftovers, Waiter
 from asyncipc.wire.attachments import Attachment
 from asyncipc.wire.codec import Codec
 from asyncipc.wire.decoding import BrokenMessage
@@ -51,6 +51,7 @@ class Calls:
     :param ended: says why no more calls are accepted
     :ivar pending: those not ended on the wire, by the id that the answer will carry
     :ivar slots: what the other side has for them
+    :ivar leftovers: hears of those that nobody waits for any longer
     :ivar requests: how many were sent; of these ...
     :ivar timeouts: ... were not answered in time
     :ivar cancelled: ... were given up while they were being served
@@ -73,6 +74,7 @@ class Calls:
         "_unsent",
         "cancelled",
         "late_replies",
+        "leftovers",
         "pending",
         "progress_dropped",
         "requests",
@@ -102,6 +104,7 @@ class Calls:
         self._create_future = loop.create_future
         # By the id that the answer carries; None where nobody waits for it any longer.
         self.pending: dict[int, Waiter | None] = {}
+        self.leftovers: Leftovers = NOBODY
         self._next_id = 0
         self._deadlines = Deadlines(loop, self.pending, self._expire)
         self._progress: dict[int, Callable[[Progress], None]] = {}
@@ -277,6 +280,7 @@ class Calls:
         future = self.pending.pop(answer_id, None)
         if future is None or future.done():
             self.late_replies += 1
+            self.leftovers.over(answer_id)
         elif message.__class__ is BrokenMessage:
             future.set_exception(message.error)
         else:
@@ -290,8 +294,9 @@ class Calls:
         future = self.pending.pop(answer_id, None)
         if future is not None and not future.done():
             future.set_exception(exception_of(message))
-        elif message[2] != FaultCode.CANCELLED:  # as a cancel is to be answered
-            self.late_replies += 1
+        else:
+            self.late_replies += message[2] != FaultCode.CANCELLED  # as a cancel is to be answered
+            self.leftovers.over(answer_id)
         self._release(answer_id)
 
     def progressed(self, message: list[Any]) -> None:
@@ -314,6 +319,8 @@ class Calls:
                 future.set_exception(
                     RequestRefused("the other side closed the session before it took the request")
                 )
+            else:
+                self.leftovers.over(answer_id)
             unsent = self._unsent.pop(answer_id, None)
             if unsent is not None:
                 self._outbox.retract(unsent, 0)
@@ -365,6 +372,7 @@ class Calls:
             return
         if waiter.done():
             self.pending[answer_id] = None
+            self.leftovers.given_up(answer_id)
         self.cancelled += 1
         self._outbox.put(self._codec.encode([CANCEL, answer_id - 1], []))
 
@@ -395,13 +403,15 @@ class Calls:
     def close(self, make_error: Callable[[], Exception]) -> None:
         """The session is over: every waiter gets an error of its own, at once."""
         self._deadlines.close()
-        pending, unsent = list(self.pending.values()), list(self._unsent.values())
+        pending, unsent = dict(self.pending), list(self._unsent.values())
         self.pending.clear()
         self._unsent.clear()
         for item in unsent:
             self._outbox.retract(item, 0)  # its caller hears of the end, and may change its buffers
         self._depths.clear()
-        for future in pending:
+        for answer_id, future in pending.items():
             if future is not None and not future.done():
                 future.set_exception(make_error())
+            else:
+                self.leftovers.over(answer_id)
         self.slots.fail_waiting(make_error)

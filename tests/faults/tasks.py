@@ -336,6 +336,7 @@ def start_badly(path: str, how: str) -> None:
             os.write(2, b"my last words\n")
             os._exit(7)
         case "hang":
+            os.write(2, b"waiting for ever\n")
             signal.pause()
         case _:
             die()

@@ -18,6 +18,7 @@ from asyncipc.pool.control import (
     Record,
     Refused,
     Setup,
+    Stage,
 )
 
 Pair = tuple[ControlSocket, ControlSocket]
@@ -36,6 +37,7 @@ RECORDS: list[Record] = [
     Setup({"path": "/ü/script.py"}, ["/a", ""], ["script.py", "-v"], ["numpy"]),
     Setup({}, [], [], []),
     Fork(2**40),
+    Stage("preloading 'ü'"),
     Ready(0.25),
     Refused("it is not safe: ü\n" * 1000),
     Forked(3, 4711),

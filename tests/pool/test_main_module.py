@@ -121,6 +121,30 @@ def test_a_script_without_the_guard_says_what_is_missing(start_method: str, tmp_
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
+def test_a_script_without_the_guard_that_goes_on_running_says_what_is_missing(
+    start_method: str, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(
+        "import signal, sys, asyncipc\n"
+        "async def main():\n"
+        "    async with asyncipc.Pool(1, start_method=sys.argv[1], spawn_timeout=3):\n"
+        "        print('done')\n"
+        "if __name__ == '__main__':\n"
+        "    asyncipc.run(main())\n"
+        "else:\n"
+        "    print('serving', file=sys.stderr, flush=True)\n"
+        "    signal.pause()\n"
+    )
+    process = run("script.py", start_method, cwd=tmp_path)
+    assert process.returncode == 1
+    last = process.stderr[process.stderr.rindex("asyncipc.errors.PoolError") :]
+    who = "the zygote" if start_method == "zygote" else "worker 1"
+    assert f"{who} was importing the application's main module" in last
+    assert 'put what starts it behind if __name__ == "__main__":' in last
+    assert last.endswith("last words on stderr:\nserving\n")
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
 def test_a_module_that_is_run(start_method: str, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()

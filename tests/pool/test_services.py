@@ -1,7 +1,9 @@
 """``Pool(service=...)``: named handlers in every worker, by ``request`` and ``broadcast``."""
 
 import asyncio
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from asyncipc import (
     InvalidParams,
     MethodNotFound,
+    PoolClosed,
     PoolError,
     Progress,
     RemoteError,
@@ -39,6 +42,16 @@ class Service:
     async def wait(self, address: bytes) -> str:
         return await support.ask_async(address)
 
+    def block(self, address: bytes) -> str:
+        return support.ask(address)
+
+    async def stay(self, address: bytes) -> None:
+        """Go on whatever is asked."""
+        support.tell(address, "started")
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
     def fail(self) -> None:
         raise LookupError("not in the service")
 
@@ -51,7 +64,16 @@ class Service:
         os._exit(code)
 
     def __handlers__(self) -> Iterator[Any]:
-        for function in (self.add, self.made_here, self.wait, self.fail, self.count, self.leave):
+        for function in (
+            self.add,
+            self.made_here,
+            self.wait,
+            self.block,
+            self.stay,
+            self.fail,
+            self.count,
+            self.leave,
+        ):
             yield "request", function.__name__, function, {}
         yield "request", "pid", support.pid, {}
 
@@ -126,6 +148,131 @@ async def test_a_request_goes_to_the_worker_with_the_least_to_do(reports: Report
         for report in came:
             reports.answer(report, "done")
         assert await asyncio.gather(*waiting) == ["done"] * 4
+
+
+async def test_a_request_goes_to_a_worker_that_can_answer(reports: Reports) -> None:
+    """A plain function lets nothing in before it is over, however many requests others have."""
+    async with open_pool(2, service=Service) as pool:
+        task = pool.submit(support.ask, reports.address)
+        blocked = await reports.next("started")
+        waiting = [asyncio.create_task(pool.request("wait", [reports.address])) for _ in range(3)]
+        came = [await reports.next("started") for _ in waiting]
+        assert blocked.pid not in {report.pid for report in came}
+        for report in (blocked, *came):
+            reports.answer(report, "done")
+        assert await asyncio.gather(task, *waiting) == ["done"] * 4
+
+
+async def test_tasks_go_to_workers_without_requests(reports: Reports) -> None:
+    async with open_pool(2, service=Service) as pool:
+        waiting = asyncio.create_task(pool.request("block", [reports.address]))
+        report = await reports.next("started")
+        [idle] = {worker.pid for worker in pool.workers} - {report.pid}
+        assert {await pool.run(support.pid) for _ in range(5)} == {idle}
+        reports.answer(report, "done")
+        assert await waiting == "done"
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("method", ["block", "stay"])
+@pytest.mark.parametrize("way", ["timeout", "cancel"])
+@in_workers
+async def test_a_request_that_does_not_stop_is_ended_with_its_worker(
+    method: str, way: str, start_method: str, reports: Reports
+) -> None:
+    watch = Watch()
+    options = {"service": Service, "start_method": start_method, **watch.options}
+    async with open_pool(**options) as pool:
+        [worker] = pool.workers
+        timeout = 0.3 if way == "timeout" else None
+        waiting = asyncio.create_task(pool.request(method, [reports.address], timeout=timeout))
+        await reports.next("started")
+        if way == "timeout":
+            with pytest.raises(RequestTimeout):
+                await waiting
+        else:
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert worker.state == "busy"  # until it says otherwise
+        assert pool.statistics().idle == 0
+        async with asyncio.timeout(LIMIT):
+            task = pool.submit(support.pid)
+            assert await pool.request("pid") != worker.pid
+            assert await task != worker.pid
+        died, error = await watch.next_died()
+        assert died.pid == worker.pid
+        assert isinstance(error, WorkerDied)
+        assert error.signal in (signal.SIGTERM, signal.SIGKILL)
+        assert worker.state == "ended"
+
+
+@pytest.mark.parametrize("method", ["wait", "block"])
+async def test_a_request_that_stops_late_leaves_its_worker_alive(
+    method: str, reports: Reports
+) -> None:
+    async with open_pool(service=Service, grace=LIMIT) as pool:
+        [worker] = pool.workers
+        waiting = asyncio.create_task(pool.request(method, [reports.address]))
+        report = await reports.next("started")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert worker.state == "busy"
+        task = pool.submit(support.pid)
+        assert pool.statistics().queued == 1
+        if method == "block":  # the other one was woken by it
+            reports.answer(report)
+        assert await task == await pool.request("pid") == worker.pid
+        assert worker.state == "idle"
+        if method == "wait":
+            await reports.next("cancelled")
+
+
+async def test_timeouts_cover_the_wait_for_a_worker() -> None:
+    async with open_pool(service=Service) as pool:
+        [worker] = pool.workers
+        worker.pause()
+        for call in (pool.request, pool.broadcast):
+            with pytest.raises(RequestTimeout, match=r"no worker .* take 'pid' within 0\.2 s"):
+                async with asyncio.timeout(LIMIT):
+                    await call("pid", timeout=0.2)
+            with pytest.raises(ValueError, match="timeout must not be negative"):
+                await call("pid", timeout=-1)
+            waiting = asyncio.create_task(call("pid", timeout=LIMIT))
+            await asyncio.sleep(0)
+            worker.resume()
+            assert await waiting in (worker.pid, [worker.pid])
+            worker.pause()
+
+
+@pytest.mark.parametrize("method", ["request", "broadcast"])
+@pytest.mark.parametrize("drain", [True, False])
+async def test_who_waits_for_a_worker_hears_of_the_end(method: str, drain: bool) -> None:
+    async with open_pool(service=Service) as pool:
+        [worker] = pool.workers
+        worker.pause()
+        waiting = asyncio.create_task(getattr(pool, method)("pid"))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(LIMIT):
+            await pool.aclose(drain=drain)
+            if drain:
+                assert await waiting in (worker.pid, [worker.pid])
+            else:
+                with pytest.raises(PoolClosed):
+                    await waiting
+
+
+async def test_a_worker_that_crashes_in_a_request_had_come_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_pool(service=Service) as pool:
+        for _ in range(5):
+            assert await pool.request("made_here")
+            with pytest.raises(WorkerDied):
+                await pool.request("leave", 3)
+        assert await pool.run(support.add, 1, 2) == 3
+        assert "did not come up" not in caplog.text
 
 
 async def test_requests_have_timeouts_and_progress(reports: Reports) -> None:

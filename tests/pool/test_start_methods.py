@@ -1,10 +1,13 @@
 """What workers are born with, by either way: what they inherit, and what is their own."""
 
+import asyncio
 import json
 import os
 import random
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +159,10 @@ async def test_no_worker_holds_what_is_anothers(start_method: str, reports: Repo
         for report in [await reports.next() for _ in tasks]:
             reports.answer(report)
         found = [await task for task in tasks]
+        for held in found:
+            # Its connection and the one made by the task; stderr and the lifeline.
+            assert len(held - _lifelines(held)) >= 2
+            assert len(_lifelines(held)) >= 2
         for index, held in enumerate(found):
             others = set().union(*(found[:index] + found[index + 1 :]))
             assert not held & others
@@ -168,7 +175,8 @@ def _lifelines(held: set[str]) -> set[str]:
 
 
 def sockets_and_ask(address: bytes) -> set[str]:
-    found = open_sockets()
+    with socket.socket():  # there is one at the least, or this function sees none
+        found = open_sockets()
     support.ask(address)
     return found
 
@@ -214,3 +222,29 @@ async def test_what_workers_print_appears_where_the_application_prints(
 def print_both(text: str) -> None:
     print(text, flush=True)
     os.write(1, b"by os.write\n")
+
+
+@in_workers
+async def test_a_worker_whose_descriptor_does_not_fit_is_given_up_at_once() -> None:
+    """The kernel drops a descriptor that arrives where there is no room for it."""
+    async with open_pool() as pool:
+        zygote = await pool.run(support.parent)
+        os.kill(zygote, signal.SIGSTOP)  # its answer comes when there is no room any more
+        before = len(os.listdir("/proc/self/fd"))
+        resizing = asyncio.create_task(pool.resize(2))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        # A socket, the reading end of its stderr, and both of its lifeline: it was asked for.
+        assert len(os.listdir("/proc/self/fd")) == before + 4
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            os.kill(zygote, signal.SIGCONT)
+            with pytest.raises(PoolError, match="no descriptor is left for the worker's pidfd"):
+                async with asyncio.timeout(LIMIT):
+                    await resizing
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert await pool.run(support.add, 1, 2) == 3

@@ -4,6 +4,8 @@ import asyncio
 import ctypes
 import functools
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -75,7 +77,7 @@ async def test_work_that_stops_when_asked_leaves_its_worker_alive(
 
 
 async def test_a_timeout_around_it_does_the_same(reports: Reports) -> None:
-    async with open_pool(grace=LIMIT) as pool:
+    async with open_pool(grace=LIMIT, preload=[support.__name__]) as pool:
         with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(TIMEOUT):
                 await pool.run(support.ask_async, reports.address)
@@ -108,6 +110,43 @@ async def test_who_waits_does_not_wait_for_the_work_to_stop(reports: Reports) ->
         assert sorted(worker.state for worker in pool.workers) == ["busy", "idle"]
         reports.answer(cleaning)
         await reports.next("clean")
+
+
+CHILD = """
+import os, signal, socket, sys
+
+signals = {signal.SIGTERM, signal.SIGURG}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+def tell(text):
+    ours.sendto(f"{os.getpid()} {text}".encode(), bytes.fromhex(sys.argv[1]))
+
+tell("a child")
+while True:
+    tell(signal.sigwait(signals).name)  # the lower number first
+"""
+
+
+def have_a_child(address: bytes) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, address.hex()])
+    try:
+        support.ask(address)
+    finally:
+        child.send_signal(signal.SIGURG)
+        support.ask(address, "leaving")
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@in_workers
+async def test_the_worker_alone_is_asked_to_end(start_method: str, reports: Reports) -> None:
+    async with open_pool(start_method=start_method, grace=1) as pool:
+        task = pool.submit(have_a_child, reports.address)
+        came = {(await reports.next()).text for _ in range(2)}
+        assert came == {"a child", "started"}
+        task.cancel()
+        came = {(await reports.next()).text for _ in range(2)}
+        assert came == {"leaving", "SIGURG"}
 
 
 async def clean_up_slowly(address: bytes) -> None:
@@ -311,7 +350,7 @@ class Marking:
 
 @in_workers
 async def test_a_task_may_ask_for_more_time(reports: Reports) -> None:
-    async with open_pool(4, grace=LIMIT) as pool:
+    async with open_pool(4, grace=LIMIT, preload=[__name__]) as pool:
         longer = [
             asyncio.ensure_future(pool.run(function, reports.address, timeout=TIMEOUT))
             for function in (extend, extend_async)

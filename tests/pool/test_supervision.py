@@ -1,16 +1,18 @@
-"""Supervision: deaths, repetition, replacement, recycling, resizing, and what can be seen of it."""
+"""Supervision: deaths, repetition, workers that cannot start, and what can be seen of it."""
 
 import asyncio
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from asyncipc import PoolError, Progress, Worker, WorkerDied, progress
-from asyncipc.pool.policy import JITTER
+from asyncipc.pool.roster import WorkerState
 from tests.pool import support
 from tests.pool.support import LIMIT, START_METHODS, Reports, Watch, in_workers, open_pool
 from tests.processes import watched
@@ -207,6 +209,8 @@ def die_at_start() -> None:
 
 
 def hang_at_start() -> None:
+    sys.stderr.write("waiting for the licence\n")
+    sys.stderr.flush()
     signal.pause()
 
 
@@ -221,7 +225,20 @@ def exit_at_start() -> None:
         ({"initializer": fail_to_start}, r"could not get ready.*no database"),
         ({"initializer": exit_at_start}, r"could not get ready.*not today"),
         ({"initializer": die_at_start}, r"(?s)exit code 7.*no licence"),
-        ({"initializer": hang_at_start, "spawn_timeout": 0.3}, r"spawn_timeout \(0\.3 s\)"),
+        (
+            {"initializer": hang_at_start, "spawn_timeout": 3},
+            (
+                r"(?s)spawn_timeout \(3 s\): worker 1 was running the initializer "
+                r"tests\.pool\.test_supervision\.hang_at_start; .*stderr:\nwaiting for the licence$"
+            ),
+        ),
+        (
+            {"preload": ["tests.pool.hanging_module"], "spawn_timeout": 3},
+            (
+                r"(?s)spawn_timeout \(3 s\): (the zygote|worker 1) was preloading "
+                r"'tests\.pool\.hanging_module'; .*stderr:\nthe module waits$"
+            ),
+        ),
         ({"service": fail_to_start}, r"could not get ready.*no database"),
         (
             {"initializer": support.echo, "initargs": (support.Unloadable(),)},
@@ -263,6 +280,37 @@ async def test_workers_that_no_longer_come_up_fail_what_waits(
         answering.cancel()
 
 
+@in_workers
+async def test_a_zygote_that_hangs_is_replaced_by_another(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose workers do not come any more, which has to be started again meanwhile."""
+    monkeypatch.setenv("ASYNCIPC_TEST_REPORTS", reports.address[1:].decode())
+    opening = asyncio.create_task(open_and_replace(["tests.pool.asking_module"]))
+    first = await reports.next("imported")
+    reports.answer(first)
+    second = await reports.next("imported")  # which waits, and is given up
+    third = await reports.next("imported")
+    reports.answer(third)
+    assert len({first.pid, second.pid, third.pid}) == 3
+    assert await opening == third.pid
+
+
+async def open_and_replace(preload: list[str]) -> int:
+    """Kill a worker and its zygote; returns the process id of the zygote that comes up."""
+    async with open_pool(preload=preload, spawn_timeout=2) as pool:
+        zygote = await pool.run(support.parent)
+        with watched(zygote) as process:
+            os.kill(zygote, signal.SIGKILL)
+            await process.ended()
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        while True:
+            try:
+                return await pool.run(support.parent)
+            except PoolError:
+                continue
+
+
 async def answer(reports: Reports, *texts: str) -> None:
     for text in texts:
         reports.answer(await reports.next("started"), text)
@@ -301,147 +349,6 @@ async def test_the_initializer_runs_once_in_each_worker(start_method: str) -> No
                 await worker_task
 
 
-# -- recycling ---------------------------------------------------------------------------------
-
-
-async def test_workers_are_replaced_after_max_tasks() -> None:
-    async with open_pool(2, max_tasks=5) as pool:
-        pids = await asyncio.gather(*(pool.submit(support.pid) for _ in range(50)))
-        counts = [pids.count(pid) for pid in set(pids)]
-        assert max(counts) <= 5
-        statistics = pool.statistics()
-        assert statistics.done == 50
-        assert statistics.workers_died == statistics.moved == 0
-        assert statistics.workers_recycled >= len(counts) - 2
-
-
-async def test_limits_of_tasks_differ_between_workers() -> None:
-    watch = Watch()
-    async with open_pool(max_tasks=100, **watch.options) as pool:
-        limits = []
-        for _ in range(4):
-            worker = await watch.next_started()
-            count = 0
-            while await pool.run(support.pid) == worker.pid:
-                count += 1
-            limits.append(count)
-        assert all(100 * (1 - JITTER) - 1 <= limit <= 100 for limit in limits)
-
-
-@in_workers
-async def test_the_replacement_is_warm_before_its_predecessor_goes(reports: Reports) -> None:
-    watch = Watch()
-    async with open_pool(max_tasks=1, **watch.options) as pool:
-        first = await watch.next_started()
-        task = pool.submit(support.ask, reports.address)
-        report = await reports.next("started")
-        replacement = await watch.next_started()  # while the first is at its last task
-        assert first.state == "retiring"
-        assert {worker.pid for worker in pool.workers} == {first.pid, replacement.pid}
-        with watched(first.pid) as process:
-            reports.answer(report, "done")
-            assert await task == "done"
-            await process.ended()
-        assert first.state == "ended"
-        assert watch.died.empty()
-
-
-def hoard(size: int) -> None:
-    _initialized.append((b"x" * size,))
-
-
-@pytest.mark.parametrize("start_method", START_METHODS)
-@in_workers
-async def test_a_worker_with_too_much_memory_is_replaced(start_method: str) -> None:
-    watch = Watch()
-    async with open_pool(max_rss=100 * MIB, start_method=start_method, **watch.options) as pool:
-        first = await watch.next_started()
-        with watched(first.pid) as process:
-            await pool.run(hoard, 150 * MIB)
-            for _ in range(1000):  # it is looked at after a task, and not after every one
-                if await pool.run(support.pid) != first.pid:
-                    break
-            await process.ended()
-        assert (await watch.next_started()).pid != first.pid
-        assert pool.statistics().workers_recycled == 1
-        assert watch.died.empty()
-
-
-# -- resizing ----------------------------------------------------------------------------------
-
-
-async def test_more_workers_are_ready_when_resize_returns() -> None:
-    async with open_pool(1) as pool:
-        await pool.resize(3)
-        assert len(pool.workers) == pool.statistics().workers == 3
-        assert pool.statistics().idle == 3
-        await pool.resize(3)
-        assert len(pool.workers) == 3
-        with pytest.raises(ValueError, match="workers is from 1"):
-            await pool.resize(0)
-
-
-async def test_surplus_workers_end_their_tasks_first(reports: Reports) -> None:
-    async with open_pool(3) as pool:
-        tasks = [pool.submit(support.ask, reports.address) for _ in range(3)]
-        came = [await reports.next("started") for _ in tasks]
-        with watched(came[0].pid) as one, watched(came[1].pid) as two, watched(came[2].pid) as last:
-            await pool.resize(1)
-            retiring = {worker.pid for worker in pool.workers if worker.state == "retiring"}
-            assert len(retiring) == 2
-            waiting = pool.submit(support.pid)
-            for report in came:
-                reports.answer(report)
-            assert [await task for task in tasks] == ["go"] * 3
-            for process in (one, two, last):
-                if process.pid in retiring:
-                    await process.ended()
-            assert [worker.pid for worker in pool.workers] == [await waiting]
-            assert pool.statistics().workers_died == 0
-
-
-async def test_idle_workers_go_first(reports: Reports) -> None:
-    async with open_pool(2) as pool:
-        task = pool.submit(support.ask, reports.address)
-        report = await reports.next("started")
-        await pool.resize(1)
-        assert [worker.pid for worker in pool.workers] == [report.pid]
-        reports.answer(report)
-        await task
-
-
-# -- pausing -----------------------------------------------------------------------------------
-
-
-async def test_a_paused_worker_gets_nothing_until_it_goes_on(reports: Reports) -> None:
-    async with open_pool(2) as pool:
-        one, other = pool.workers
-        one.pause()
-        assert one.state == "paused"
-        assert {await pool.run(support.pid) for _ in range(10)} == {other.pid}
-        other.pause()
-        waiting = pool.submit(support.pid)
-        with pytest.raises(ValueError, match="a worker that is paused cannot become paused"):
-            one.pause()
-        one.resume()
-        assert await waiting == one.pid
-        with pytest.raises(ValueError, match="a worker that is ready cannot become ready"):
-            one.resume()
-
-
-async def test_what_a_paused_worker_has_goes_on(reports: Reports) -> None:
-    async with open_pool() as pool:
-        task = pool.submit(support.ask, reports.address)
-        report = await reports.next("started")
-        [worker] = pool.workers
-        worker.pause()
-        reports.answer(report)
-        assert await task == "go"
-        assert worker.state == "paused"
-        worker.resume()
-        assert worker.state == "idle"
-
-
 # -- what can be seen --------------------------------------------------------------------------
 
 
@@ -471,6 +378,19 @@ async def test_workers_can_be_looked_at(start_method: str, reports: Reports) -> 
         assert busy.tasks_done == 1
     assert busy.state == "ended"
     assert busy.rss is busy.cpu_time is None
+
+
+@pytest.mark.parametrize(
+    ("state", "returncode"), [(WorkerState.ENDED, None), (WorkerState.RETIRING, -9)]
+)
+def test_nothing_is_told_of_a_process_that_may_be_anothers(
+    state: WorkerState, returncode: int | None
+) -> None:
+    link = Mock()
+    link.seat.state, link.process.returncode, link.process.pid = state, returncode, os.getpid()
+    worker = Worker(link, lambda: None)
+    assert worker.pid == os.getpid()
+    assert worker.rss is worker.cpu_time is None
 
 
 async def test_callbacks_can_be_added_later_and_may_fail() -> None:
