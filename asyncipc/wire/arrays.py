@@ -43,12 +43,21 @@ def describe_array(array: Any) -> tuple[list[Any], memoryview]:
         if array.flags.f_contiguous:
             order = "F"
         else:
-            array = array.copy(order="C")
+            array = _copied(array)
     head = [descr, list(array.shape), order]
     if not array.nbytes:
         return head, memoryview(b"")
     flat = (array.T if order == "F" else array).reshape(-1)
     return head, memoryview(flat.view(numpy.uint8))
+
+
+def _copied(array: Any) -> Any:
+    if array.dtype.names is None:
+        return array.copy(order="C")
+    # Fields are copied one by one: what is between them would be whatever was in that memory.
+    copy = numpy.zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def make_array(payload: Any, data: Any) -> Any:

@@ -6,6 +6,7 @@ import msgpack
 import numpy
 import pytest
 
+from asyncipc.wire.arrays import describe_array
 from asyncipc.wire.decoding import BrokenMessage
 from asyncipc.wire.msgpack_codec import MessagePack
 
@@ -30,6 +31,16 @@ def test_a_dtype_that_is_an_array(shape: list[int], data: bytes) -> None:
     error = decoded(["<i4", [2]], shape, data)
     assert isinstance(error, Exception)
     assert "which is an array itself" in str(error)
+
+
+def test_nothing_is_sent_that_is_not_in_the_array() -> None:
+    """Where it has to be copied, nothing that was in the memory of the copy."""
+    array = numpy.zeros(200, numpy.dtype([("a", "i1"), ("b", "f8")], align=True))[::2]
+    for _ in range(20):
+        used = [numpy.full(1600, 255, "u1") for _ in range(20)]
+        del used
+        _, data = describe_array(array)
+        assert bytes(data) == bytes(1600)
 
 
 @pytest.mark.parametrize("dtype", ["|S0", "<i4", [["a", "<i4", [2]]]])
