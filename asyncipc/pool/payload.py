@@ -13,7 +13,7 @@ import inspect
 import io
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final, cast
 
@@ -64,7 +64,7 @@ def dump(value: Any) -> list[Any]:
         buffers.append(buffer)
         return False
 
-    carried: list[Carried] = []
+    carried: Sequence[Carried] = ()
     try:
         data = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
     except TypeError:  # as for what holds a descriptor, which few values do

@@ -19,13 +19,13 @@ from weakref import ref
 from asyncipc.errors import LocalProtocolError, RemoteProtocolError
 from asyncipc.lazy import LazyModule
 from asyncipc.transport.fd import Fd
-from asyncipc.transport.regions import HeldPages
 from asyncipc.wire.attachments import Attached
 from asyncipc.wire.messages import DESCRIPTORS, RELEASE, shown
 
 if TYPE_CHECKING:
-    from asyncipc.transport import shared_memory
+    from asyncipc.transport import regions, shared_memory
 else:
+    regions = LazyModule("asyncipc.transport.regions")
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
 __all__ = ["Arrivals", "Unloaded"]
@@ -152,7 +152,7 @@ class Arrivals:
         self._image: shared_memory.ArenaImage | shared_memory.ArenaReader | None = None
         self._segment = 0
         self._held: dict[int, Held] = {}
-        self._pages = HeldPages()
+        self._pages: regions.HeldPages | None = None  # made with the image
         self._gone: list[int] = []
         self._is_waking = False
         self.descriptors_received: int = 0
@@ -264,12 +264,13 @@ class Arrivals:
             except ValueError as error:
                 raise RemoteProtocolError(f"the other side's arena: {error}") from error
         self._segment = segment
+        self._pages = regions.HeldPages()
 
     def _open_arena(
         self, memfd: Fd, size: int
     ) -> "shared_memory.ArenaImage | shared_memory.ArenaReader":
         # Who looks into a hole of a mapping pays for the memory, so not more than this side uses.
-        if size <= self._max_mapped:
+        if size <= regions.whole_pages(self._max_mapped):
             with contextlib.suppress(OSError):  # too much is open or mapped in this process
                 return shared_memory.ArenaImage(memfd.fileno(), size)
         return shared_memory.ArenaReader(memfd, size)
@@ -303,8 +304,8 @@ class Arrivals:
 
         :raises RemoteProtocolError: there is no such region, or it was not given back
         """
-        image = self._image
-        if image is None or segment != self._segment:
+        image, pages = self._image, self._pages
+        if image is None or pages is None or segment != self._segment:
             raise RemoteProtocolError(
                 f"the other side refers to segment {segment} of shared memory, which it has not "
                 "announced"
@@ -315,7 +316,7 @@ class Arrivals:
             exporter = image.exporter(offset, length)
         except ValueError as error:
             raise RemoteProtocolError(f"the other side's region {number}: {error}") from error
-        other = self._pages.hold(number, offset, length)
+        other = pages.hold(number, offset, length)
         if other is not None:
             # What was written to those pages here would show in it.
             raise RemoteProtocolError(
@@ -344,8 +345,8 @@ class Arrivals:
 
     def return_regions(self) -> None:
         """Give back what nobody looks at any more, and be told again of what comes after."""
-        image = self._image
-        if image is None:
+        image, pages = self._image, self._pages
+        if image is None or pages is None:
             return
         self._is_waking = False
         if not self._gone:
@@ -363,7 +364,7 @@ class Arrivals:
                     logger.warning("a region of shared memory is lost to the session: %s", reason)
                     continue
             del self._held[number]
-            self._pages.let_go(held.offset)
+            pages.let_go(held.offset)
             numbers.append(number)
         if numbers:
             self._send([RELEASE, self._segment, numbers])

@@ -14,7 +14,6 @@ from asyncipc.config import Limits
 from asyncipc.session.arrivals import Arrivals
 from asyncipc.session.placing import Placing
 from asyncipc.transport.base import DescriptorCarrier
-from asyncipc.transport.regions import whole_pages
 
 __all__ = ["Messenger", "Sideband"]
 
@@ -95,7 +94,7 @@ class Sideband:
             self.arrivals = Arrivals(
                 self._loop,
                 self.limits.max_descriptors,
-                max_mapped=whole_pages(self.limits.arena),
+                max_mapped=self.limits.arena,
                 shares=self._shares,
                 accept=self._transport.accept_descriptors,
                 send=self._messenger.send,
