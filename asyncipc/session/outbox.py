@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from asyncipc.errors import FrameTooLarge, RemoteProtocolError
+from asyncipc.session.busy_poll import BusyPoll
 from asyncipc.session.lanes import Lanes, Transfer
 from asyncipc.session.placing import measure, owned
 from asyncipc.session.sideband import Sideband
@@ -63,6 +64,7 @@ class Outbox:
 
     :param limit: bytes waiting above which `full` is true
     :param on_room: called when the outbox is no longer full
+    :param busy_poll: is told when something has left alone
     :ivar accepts_calls: the session is open for new requests and notifications
     :ivar is_blocked: the transport keeps what it was given last, because the other side does not
         read, or not as fast
@@ -72,6 +74,7 @@ class Outbox:
 
     __slots__ = (
         "_answers",
+        "_busy_poll",
         "_codec",
         "_lanes",
         "_loop",
@@ -102,11 +105,14 @@ class Outbox:
         sink: Sink,
         limit: int,
         on_room: Callable[[], None],
+        *,
+        busy_poll: BusyPoll,
     ) -> None:
         self._loop = loop
         self._sink = sink
         self.limit: int = limit
         self._on_room = on_room
+        self._busy_poll = busy_poll
         self._queue: list[bytes] = []
         self._lanes = Lanes()
         self._on_written: tuple[Callable[[], object], ...] = ()
@@ -247,6 +253,8 @@ class Outbox:
         self.size += transfer.outgoing.size
         self._lanes.add(transfer)
         self.flush()
+        if self.empty:
+            self._busy_poll.sent()
         return transfer
 
     def retract(self, item: Transfer | bytes, lane: int) -> bool:
@@ -349,6 +357,13 @@ class Outbox:
             self._was_full = False
             self._on_room()
 
+    def flush_last(self) -> None:
+        """`flush` where nothing else is about to be sent, as far as is known."""
+        alone = len(self._queue) == 1 and not self._lanes
+        self.flush()
+        if alone and not self._queue:
+            self._busy_poll.sent()
+
     def close(self) -> None:
         """The session is over: nothing more is sent, and nothing is kept alive."""
         self.accepts_calls = False
@@ -360,6 +375,7 @@ class Outbox:
         for transfer in transfers:
             transfer.end()
         self._sink = NOWHERE
+        self._busy_poll.stop()
         self.written()
         if self.sideband is not None:
             self.sideband.close_outgoing()
@@ -383,6 +399,7 @@ class Outbox:
         frame = frame_header(len(message)) + message
         self.bytes_sent += len(frame)
         self.is_blocked = not self._sink.write((frame,))
+        self._busy_poll.sent()
 
     def _next_frame(self) -> bytes:
         """All that waits, or as much of it as one frame may hold."""
