@@ -75,6 +75,10 @@ class Limits:
             _check_number(f"Limits.{field.name}", getattr(self, field.name), lowest, highest, int)
 
 
+# Beyond this, to fall asleep and wake up again is next to nothing.
+MAX_BUSY_POLL: Final = 0.01
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """How long, in seconds, a step may take before it is given up.
@@ -83,15 +87,21 @@ class Timeouts:
     :ivar goodbye: what ``aclose()`` leaves running handlers to finish. When the other side has said
         goodbye, and owes no answers, also how long it may be silent before this side hangs up.
     :ivar terminate: between the steps of ending a child: stdin closed, SIGTERM, SIGKILL.
+    :ivar busy_poll: for which an event loop stays awake when a message has left alone, where
+        answers have come that quickly lately; 0: it never does. Short calls one after the other
+        are several times as quick so, for processor time that is lost otherwise (measured; see
+        ``docs/performance.md``).
     """
 
     handshake: float = 10.0
     goodbye: float = 5.0
     terminate: float = 2.0
+    busy_poll: float = 0.0002
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_number(f"Timeouts.{field.name}", getattr(self, field.name), 0, math.inf, float)
+            highest = MAX_BUSY_POLL if field.name == "busy_poll" else math.inf
+            _check_number(f"Timeouts.{field.name}", getattr(self, field.name), 0, highest, float)
 
 
 def _check_number(name: str, value: Any, lowest: float, highest: float, kind: type) -> None:

@@ -116,6 +116,8 @@ class Connection(Ending):
         self.bytes_received += count
         exchange = self.exchange
         exchange.dispatch.now = monotonic()
+        if exchange.busy_poll.is_waiting:
+            exchange.busy_poll.came()
         outbox = exchange.outbox
         outbox.corked = True
         try:

@@ -236,7 +236,7 @@ class Dispatch(Answers):
         self._finish(call)
         self._reply(call, result)
         if not (self.running or self._outbox.corked):
-            self._outbox.flush()  # nobody else is about to add to this turn's frame
+            self._outbox.flush_last()  # nobody else is about to add to this turn's frame
 
     def _finish(self, call: Call) -> None:
         call.finished = True
@@ -294,7 +294,10 @@ class Dispatch(Answers):
         if not call.finished:
             self._finish(call)
             self._reply(call, result)
-            self._outbox.flush()
+            if self.running:
+                self._outbox.flush()
+            else:
+                self._outbox.flush_last()
 
     def fail(self, call: Call, error: BaseException) -> None:
         """`complete` for a call that failed."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from asyncipc.errors import IPCError
+from asyncipc.session.busy_poll import BusyPoll
 from asyncipc.session.calls import Calls
 from asyncipc.session.dispatch import Dispatch
 from asyncipc.session.handlers import HandlerChain
@@ -46,6 +47,7 @@ class Exchange:
         "_loop",
         "_settings",
         "_transport",
+        "busy_poll",
         "calls",
         "dispatch",
         "features",
@@ -77,7 +79,10 @@ class Exchange:
             if not (HAS_SHARED_MEMORY and settings.limits.shared_memory_above):
                 self.features = (DESCRIPTORS_FEATURE,)
         self.sideband: Sideband | None = None
-        outbox = Outbox(loop, transport, settings.limits.outbox, self._room_again)
+        self.busy_poll: BusyPoll = BusyPoll(loop, settings.timeouts.busy_poll)
+        outbox = Outbox(
+            loop, transport, settings.limits.outbox, self._room_again, busy_poll=self.busy_poll
+        )
         self.outbox: Outbox = outbox
         self.calls: Calls = Calls(loop, outbox, session, settings, ended)
         self.dispatch: Dispatch = Dispatch(loop, outbox, session, handlers, settings)

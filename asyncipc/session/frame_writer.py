@@ -5,6 +5,7 @@ Layer 2, inside the session. Above: the outbox, which decides when. Below: lanes
 
 from typing import Final
 
+from asyncipc.session.busy_poll import BusyPoll
 from asyncipc.session.lanes import Lanes
 from asyncipc.session.sinks import Sink
 from asyncipc.session.unread import Unread
@@ -37,6 +38,7 @@ BATCH_HEADER: Final = 16
 class FrameWriter:
     """Writes what waits to a transport, a frame at a time.
 
+    :param busy_poll: is told when something has left alone
     :ivar is_blocked: the transport keeps what it was given last, because the other side does not
         read, or not as fast
     :ivar inline_size: bytes above which a message does not wait here, but travels in parts
@@ -45,6 +47,7 @@ class FrameWriter:
     """
 
     __slots__ = (
+        "_busy_poll",
         "_codec",
         "_lanes",
         "_max_batch",
@@ -61,8 +64,9 @@ class FrameWriter:
         "size",
     )
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, busy_poll: BusyPoll) -> None:
         self._sink = sink
+        self._busy_poll = busy_poll
         self._queue: list[bytes] = []
         self._lanes = Lanes()  # large messages, and what stands behind them: not written here
         self._taken = 0  # messages that have left the queue
@@ -107,6 +111,7 @@ class FrameWriter:
         frame = frame_header(len(message)) + message
         self.bytes_sent += len(frame)
         self.is_blocked = not self._sink.write((frame,))
+        self._busy_poll.sent()
 
     def _next_frame(self) -> bytes:
         """All that waits, or as much of it as one frame may hold."""

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from asyncipc.errors import FrameTooLarge
+from asyncipc.session.busy_poll import BusyPoll
 from asyncipc.session.frame_writer import BATCH_COUNT, BATCH_SIZE, FrameWriter
 from asyncipc.session.lanes import Transfer
 from asyncipc.session.placing import measure, owned
@@ -39,6 +40,7 @@ class Outbox(FrameWriter):
 
     :param limit: bytes waiting above which `full` is true
     :param on_room: called when the outbox is no longer full
+    :param busy_poll: see `FrameWriter`
     :ivar accepts_calls: the session is open for new requests and notifications
     :ivar sideband: what can go beside the stream, where the two sides have agreed on that
     :ivar corked: set while a read is being looked at: what is put gathers until `uncork`
@@ -62,8 +64,10 @@ class Outbox(FrameWriter):
         sink: Sink,
         limit: int,
         on_room: Callable[[], None],
+        *,
+        busy_poll: BusyPoll,
     ) -> None:
-        super().__init__(sink)
+        super().__init__(sink, busy_poll)
         self._loop = loop
         self.limit: int = limit
         self._on_room = on_room
@@ -177,6 +181,8 @@ class Outbox(FrameWriter):
         self.size += transfer.outgoing.size
         self._lanes.add(transfer)
         self.flush()
+        if self.empty:
+            self._busy_poll.sent()
         return transfer
 
     def retract(self, item: Transfer | bytes, lane: int) -> bool:
@@ -282,6 +288,13 @@ class Outbox(FrameWriter):
             self._was_full = False
             self._on_room()
 
+    def flush_last(self) -> None:
+        """`flush` where nothing else is about to be sent, as far as is known."""
+        alone = len(self._queue) == 1 and not self._lanes
+        self.flush()
+        if alone and not self._queue:
+            self._busy_poll.sent()
+
     def close(self) -> None:
         """The session is over: nothing more is sent, and nothing is kept alive."""
         self.accepts_calls = False
@@ -293,6 +306,7 @@ class Outbox(FrameWriter):
         for transfer in transfers:
             transfer.end()
         self._sink = NOWHERE
+        self._busy_poll.stop()
         self.written()
         if self.sideband is not None:
             self.sideband.close_outgoing()
