@@ -239,6 +239,7 @@ class Pool:
         """
         work = self._packer.pack_call(function, args, kwargs)
         task: PoolTask[Any] = self._engine.give(work, timeout, retries, on_progress)
+        task.keep_progress()
         return task
 
     def map(

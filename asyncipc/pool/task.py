@@ -48,6 +48,8 @@ class PoolTask(Generic[Result]):
         "__weakref__",
         "_future",
         "_has_failed",
+        "_keeps_latest",
+        "_latest",
         "_readers",
         "_relay",
         "deadline",
@@ -74,6 +76,8 @@ class PoolTask(Generic[Result]):
         self._future: asyncio.Future[Result] = loop.create_future()
         self._relay = None if on_progress is None else ProgressRelay(self._future, on_progress)
         self._readers: tuple[_Reader, ...] = ()
+        self._keeps_latest = False
+        self._latest: Progress | None = None
         self.number: int = number
         self.work: Work = work
         self.timeout: float | None = timeout
@@ -169,17 +173,17 @@ class PoolTask(Generic[Result]):
         return self._future.get_loop()
 
     async def progress(self) -> AsyncIterator[Progress]:
-        """The updates from now on, in order, until the task is over.
+        """The last update that came before, if there was one, and all from now on, in order.
 
-        Who reads slower than they come gets the oldest `MAX_KEPT` that it has not read, and the
+        It ends with the task. Who reads slower than they come gets the oldest `MAX_KEPT` that it has not read, and the
         latest.
         """
         reader = _Reader(self._future.get_loop())
         if self._future.done():
             return
+        if self._latest is not None:
+            reader.add(self._latest)
         self._readers += (reader,)
-        if self.holder is not None:
-            self.holder.watch(self)
         try:
             while True:
                 while reader.updates:
@@ -215,13 +219,20 @@ class PoolTask(Generic[Result]):
         """The loop it belongs to."""
         return self._future.get_loop()
 
+    def keep_progress(self) -> None:
+        """Whoever gave it may ask for its progress, which may have begun by then."""
+        self._keeps_latest = True
+        if self.holder is not None:
+            self.holder.watch(self)
+
     def begun(self, calls: Calls, answer_id: int) -> None:
         """A worker has it: its call has begun, and will end with this id."""
-        if self._relay is not None or self._readers:
+        if self._relay is not None or self._keeps_latest:
             calls.watch(answer_id, self.update)
 
     def update(self, progress: Progress) -> None:
         """Progress came."""
+        self._latest = progress
         for reader in self._readers:
             reader.add(progress)
         if self._relay is not None:

@@ -88,6 +88,20 @@ async def test_progress_is_read_from_the_task(reports: Reports) -> None:
         assert [update async for update in task.progress()] == []
 
 
+async def test_who_asks_late_is_told_the_last_progress(reports: Reports) -> None:
+    async with open_pool() as pool:
+        came: asyncio.Queue[Progress] = asyncio.Queue()
+        task = pool.submit(support.report_and_ask, reports.address, 2, on_progress=came.put_nowait)
+        result = asyncio.ensure_future(task)
+        assert await came.get() == Progress(0, 2)
+        updates = task.progress()
+        assert await anext(updates) == Progress(0, 2)
+        for done in range(2):
+            reports.answer(await reports.next(str(done)))
+        assert [update async for update in updates] == [Progress(1, 2)]
+        assert await result == "counted"
+
+
 async def test_progress_of_a_task_that_waits_for_a_worker(reports: Reports) -> None:
     async with open_pool() as pool:
         first = pool.submit(support.ask, reports.address)
