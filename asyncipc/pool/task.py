@@ -175,8 +175,8 @@ class PoolTask(Generic[Result]):
     async def progress(self) -> AsyncIterator[Progress]:
         """The last update that came before, if there was one, and all from now on, in order.
 
-        It ends with the task. Who reads slower than they come gets the oldest `MAX_KEPT` that it has not read, and the
-        latest.
+        It ends with the task. Who reads slower than they come gets the oldest `MAX_KEPT` that it
+        has not read, and the latest.
         """
         reader = _Reader(self._future.get_loop())
         if self._future.done():
