@@ -45,7 +45,7 @@ LAZY_IMPORTS = {"LazyModule", "import_module", "__import__"}
 
 NO_INPUT_OUTPUT = {"asyncio", "os", "selectors", "socket", "subprocess", "threading"}
 
-MAX_LINES = 450
+MAX_LINES = 400
 
 # (module, function): why it may wait for time to pass. Nothing else may.
 SLEEPERS = {

@@ -166,12 +166,13 @@ class Dispatch(Answers):
         call = self.running.get(wire_id)
         if call is not None:
             call.given_up = True
-            if call.task is None or call.in_thread:
+            task = call.task
+            if task is None or call.in_thread:
                 return
             if not call.started:
                 self._finish(call)  # a task cancelled before its first step never gets to answer
                 self.send_fault(wire_id, FaultCode.CANCELLED, "cancelled by the caller")
-            call.task.cancel()
+            task.cancel()
             return
         reply = self._replies.pop(wire_id, None)
         if reply is not None and self._outbox.retract(reply, wire_id + 1):
@@ -181,9 +182,10 @@ class Dispatch(Answers):
         """Something unknown came for a call of the other side: that ends it, here and there."""
         call = self.running.get(wire_id)
         if call is not None:
+            task = call.task
             self._finish(call)  # so that it gives no other answer
-            if call.task is not None and not call.in_thread:
-                call.task.cancel()
+            if task is not None and not call.in_thread:
+                task.cancel()
         self.send_fault(
             wire_id, FaultCode.UNSUPPORTED, f"messages of kind {kind} are not known here"
         )
@@ -240,6 +242,9 @@ class Dispatch(Answers):
 
     def _finish(self, call: Call) -> None:
         call.finished = True
+        # Its task has a context with the call: what belongs to the call would go with the next
+        # collection only, shared memory among it.
+        call.task = None
         if self.running.pop(call.wire_id, None) is not None and not self.running:
             self.set_idle()
 

@@ -35,7 +35,8 @@ def start_task(
         task = asyncio.Task(work, loop=loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
     else:
         task = loop.create_task(work, context=context)
-    call.task = task
+    if not call.finished:
+        call.task = task
     return task
 
 

@@ -289,6 +289,7 @@ class NotificationReceiver:
 
     def _finish(self, call: Call) -> None:
         call.finished = True
+        call.task = None  # see `Dispatch`
         self.running.pop(call, None)
         self._finished += 1
         if not self._settling:
