@@ -218,14 +218,16 @@ async def test_a_request_that_stops_late_leaves_its_worker_alive(
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert worker.state == "busy"
+        blocks = method == "block"  # the other is woken by it, and may be over already
+        if blocks:
+            assert worker.state == "busy"
         task = pool.submit(support.pid)
-        assert pool.statistics().queued == 1
-        if method == "block":  # the other one was woken by it
+        if blocks:
+            assert pool.statistics().queued == 1
             reports.answer(report)
         assert await task == await pool.request("pid") == worker.pid
         assert worker.state == "idle"
-        if method == "wait":
+        if not blocks:
             await reports.next("cancelled")
 
 
