@@ -13,13 +13,14 @@ import asyncio
 import inspect
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
 from asyncipc.errors import EncodeError
+from asyncipc.pool.chunks import call_each
 from asyncipc.pool.context_variables import load_context
 from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.outside import back_inside, call_outside
@@ -203,7 +204,7 @@ class Jobs:
         del dumped
         context.run(serving.set, call)
         if job.method == MAP:
-            return context, function, context.run(_each, function, arguments, self._check)
+            return context, function, context.run(call_each, function, arguments, self._check)
         args, kwargs = arguments
         return context, function, context.run(function, *args, **kwargs)
 
@@ -276,7 +277,8 @@ class Jobs:
         if error is not None:
             self._dispatch.complete(call, [FAILURE, seconds, *dump_failure(error)])
         else:
-            self._dispatch.complete(call, [RESULT, seconds, *dumped])
+            more = job.method == MAP
+            self._dispatch.complete(call, [RESULT, seconds, *dumped], more=more)
         if self.max_memory is not None:
             self._check_memory(self.max_memory)
 
@@ -293,45 +295,6 @@ class Jobs:
         size = private_memory(os.getpid())
         if size is not None and size > limit:
             self.on_too_large(size)
-
-
-def _each(function: Callable[[Any], Any], items: Iterable[Any], check: Callable[[], None]) -> Any:
-    """Call the function with one item after the other.
-
-    :returns: the results up to the first failure, and that failure or None; for a function that is
-        async, a coroutine of the same
-    """
-    results: list[Any] = []
-    try:
-        others = iter(items)
-        first = function(next(others))
-        if inspect.iscoroutine(first):
-            return _each_awaited(function, first, others, check)
-        results.append(first)
-        results.extend(map(function, others))  # what came before a failure stays in it
-    except BaseException as error:  # noqa: BLE001 - see Jobs._begin
-        check()
-        return results, dump_failure(error)
-    return results, None
-
-
-async def _each_awaited(
-    function: Callable[[Any], Any],
-    first: Coroutine[Any, Any, Any],
-    others: Iterator[Any],
-    check: Callable[[], None],
-) -> Any:
-    results: list[Any] = []
-    try:
-        results.append(await first)
-        for item in others:
-            results.append(await function(item))  # noqa: PERF401 - kept up to a failure
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # noqa: BLE001 - see Jobs._begin
-        check()
-        return results, dump_failure(error)
-    return results, None
 
 
 def _kind(value: Any) -> str:

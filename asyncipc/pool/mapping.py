@@ -10,8 +10,9 @@ from time import perf_counter
 from typing import Any, Final
 
 from asyncipc.errors import EncodeError
+from asyncipc.pool.chunks import Outcome
 from asyncipc.pool.descriptors import has_descriptors
-from asyncipc.pool.payload import Failure, load_failure
+from asyncipc.pool.payload import load_failure
 from asyncipc.pool.policy import ChunkSizer
 from asyncipc.pool.sources import TURN, Source, length_of, source_of
 from asyncipc.pool.task import PoolTask
@@ -21,9 +22,6 @@ __all__ = ["map_items"]
 
 # Chunks that each worker may have been given beyond the one that is being read.
 CHUNKS_AHEAD: Final = 2
-
-# What a chunk comes back as: the results up to the first failure, and that failure or None.
-Outcome = tuple[list[Any], Failure | None]
 
 Submit = Callable[[Sequence[Any]], PoolTask[Outcome]]
 

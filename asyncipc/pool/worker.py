@@ -34,6 +34,7 @@ from asyncipc.pool.outside import call_outside
 from asyncipc.pool.payload import dump_failure, function_name
 from asyncipc.process.fork import run_and_exit
 from asyncipc.process.lifeline import arm_inherited_lifeline
+from asyncipc.process.scheduling import become_batch
 from asyncipc.runner import run
 from asyncipc.session.context import Call
 from asyncipc.session.handler import Handler
@@ -102,6 +103,7 @@ def serve(end: socket.socket, application: int | None = None) -> int:
     :param application: a pidfd: the worker ends with that process
     """
     worker = _Worker()
+    become_batch()
     signal.signal(signal.SIGTERM, worker.terminate)
     os.register_at_fork(after_in_child=partial(_hang_up, end))
     try:

@@ -175,7 +175,9 @@ class Calls(PendingCalls):
             self._depths[answer_id] = depth
         if is_large:
             try:
-                self._unsent[answer_id] = outbox.put_large([data, *attachments], 0, lasting=lasting)
+                self._unsent[answer_id] = outbox.put_large(
+                    [data, *attachments], 0, lasting=lasting, alone=alone
+                )
             except EncodeError:  # no descriptor was left to copy one that is to be sent
                 del pending[answer_id]
                 self._depths.pop(answer_id, None)

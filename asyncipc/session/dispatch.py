@@ -294,12 +294,15 @@ class Dispatch(Answers):
 
     # -- deferred handlers -----------------------------------------------------------------
 
-    def complete(self, call: Call, result: Any) -> None:
-        """Answer a call whose handler is deferred; the answer leaves at once."""
+    def complete(self, call: Call, result: Any, *, more: bool = False) -> None:
+        """Answer a call whose handler is deferred; the answer leaves at once.
+
+        :param more: it was one of many, so that nobody is about to ask just because of it
+        """
         if not call.finished:
             self._finish(call)
             self._reply(call, result)
-            if self.running:
+            if more or self.running:
                 self._outbox.flush()
             else:
                 self._outbox.flush_last()

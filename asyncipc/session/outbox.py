@@ -165,10 +165,12 @@ class Outbox(FrameWriter):
         done: Callable[[], object] | None = None,
         *,
         lasting: bool = True,
+        alone: bool = False,
     ) -> Transfer:
         """Send a message in parts: the encoded message, then its attachments.
 
         :param lasting: the buffers do not change until ``done`` is called; else they are copied
+        :param alone: whoever waits for what it brings has nothing else under way
         :raises EncodeError: a file descriptor cannot be copied
         """
         if self.sideband is not None and len(segments) > 1:
@@ -181,7 +183,7 @@ class Outbox(FrameWriter):
         self.size += transfer.outgoing.size
         self._lanes.add(transfer)
         self.flush()
-        if self.empty:
+        if alone and self.empty:
             self._busy_poll.sent()
         return transfer
 

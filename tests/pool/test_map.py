@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import itertools
+import math
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -84,6 +86,33 @@ async def test_items_of_all_kinds() -> None:
             assert await collected(pool.map(support.double, generator, ordered=ordered)) == [2, 4]
             limited = itertools.islice(Counting(), 3)
             assert await collected(pool.map(support.double, limited, ordered=ordered)) == [0, 2, 4]
+
+
+def same(item: Any) -> Any:
+    return item
+
+
+async def test_results_keep_their_types() -> None:
+    """Numbers of one kind travel in another form than those of several, or beyond 64 bits."""
+    lists: list[list[Any]] = [
+        [*range(-30, 30), 2**63 - 1, -(2**63)],
+        [*range(60), 2**63],
+        [*range(60), True],
+        [*range(60), 1.0],
+        [*(number / 7 for number in range(60)), float("inf"), -0.0, 5e-324],
+        [True] * 60,
+        [signal.SIGTERM] * 60,
+        [1] * 3,
+    ]
+    async with open_pool() as pool:
+        for items in lists:
+            for chunk_size in (None, 64):
+                results = await collected(pool.map(same, items, chunk_size=chunk_size))
+                assert results == items
+                assert list(map(type, results)) == list(map(type, items))
+                assert str(results) == str(items)
+        [nan] = await collected(pool.map(same, [float("nan")]))
+        assert math.isnan(nan)
 
 
 async def test_unordered_results_come_as_they_are_ready(reports: Reports) -> None:

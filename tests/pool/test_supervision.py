@@ -344,6 +344,8 @@ async def test_the_initializer_runs_once_in_each_worker(start_method: str) -> No
             worker = await watch.next_started()
             assert await pool.run(initialized) == [(worker.pid, 1, "two")]
             assert await pool.run(os.nice, 0) == os.nice(0) + 3
+            if sys.platform == "linux":
+                assert await pool.run(os.sched_getscheduler, 0) == os.SCHED_BATCH
             worker_task = pool.submit(support.leave, 1)
             with pytest.raises(WorkerDied):
                 await worker_task
