@@ -22,6 +22,7 @@ from asyncipc.pool.starting import Started, Starter
 from asyncipc.pool.worker import BEGIN, LOG, STAGE, TOO_LARGE, WorkerSetup, new_settings
 from asyncipc.session.handlers import Handlers
 from asyncipc.session.session import Session
+from asyncipc.session.settings import SessionSettings
 from asyncipc.wire.handshake import Role
 
 __all__ = ["Launch", "Launcher", "WorkerOptions"]
@@ -58,7 +59,7 @@ class Launcher:
         self.starter: Starter = starter
         self.owner: Owner = owner
         self.on_too_large: Callable[[Link], None] = on_too_large
-        self.settings = new_settings()
+        self.settings: SessionSettings = new_settings()
         self.setup: bytes = _pickled(options.setup)
 
 

@@ -56,6 +56,7 @@ class Calls(PendingCalls):
         "streams",
     )
 
+    timeouts: int  # counted here, too
     streams: Streams  # set by the exchange
 
     def __init__(

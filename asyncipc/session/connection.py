@@ -43,6 +43,8 @@ class Connection(Ending):
 
     __slots__ = ("_on_open", "get_buffer", "noise_received", "on_noise")
 
+    bytes_received: int  # counted here
+
     def __init__(
         self,
         transport: Transport,
@@ -54,7 +56,7 @@ class Connection(Ending):
         token: bytes | None = None,
     ) -> None:
         super().__init__(transport, settings)
-        self.exchange = Exchange(
+        self.exchange: Exchange = Exchange(
             self.loop, transport, settings, handlers, session, ended=self.ended
         )
         self.on_noise: tuple[Callable[[bytes], object], ...] = ()

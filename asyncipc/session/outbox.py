@@ -58,6 +58,11 @@ class Outbox(FrameWriter):
         "sideband",
     )
 
+    # Those of the frame writer that change here, too.
+    is_blocked: bool
+    size: int
+    bytes_sent: int
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,

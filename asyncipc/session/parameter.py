@@ -57,19 +57,21 @@ class HandlerParameter:
     )
 
     def __init__(self, parameter: Parameter, annotation: Any) -> None:
-        self.name = parameter.name
-        self.kind = parameter.kind
-        self.default = parameter.default
-        self.takes_call = is_call(annotation)
+        self.name: str = parameter.name
+        self.kind: Any = parameter.kind
+        self.default: Any = parameter.default
+        self.takes_call: bool = is_call(annotation)
         if self.takes_call and self.is_variadic:
             raise TypeError(f"parameter {self.name!r}: there is only one Call; leave out the star")
-        self.wanted = annotation  # as its author wrote it, for errors
-        self.annotation = annotation
+        self.wanted: Any = annotation  # as its author wrote it, for errors
+        self.annotation: Any = annotation
         items = item_annotation(annotation)
-        self.takes_items = items is not None
+        self.takes_items: bool = items is not None
         if self.takes_items:
             self.classes: tuple[type, ...] | None = ()  # it is always looked at
-            self.items = HandlerParameter(parameter.replace(annotation=items), items)
+            self.items: HandlerParameter = HandlerParameter(
+                parameter.replace(annotation=items), items
+            )
             return
         try:
             self.classes = accepted_classes(annotation)
