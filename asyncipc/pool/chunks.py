@@ -18,7 +18,7 @@ Outcome = tuple[Sequence[Any], Failure | None]
 
 # Numbers of one kind as the elements of an array, which is pickled as their bytes: to make a list
 # of them and its pickle, and to unpickle that, takes twice as long where the results are read.
-TYPECODES: Final = {int: "q", float: "d"}
+TYPECODES: Final[dict[type[Any], str]] = {int: "q", float: "d"}
 FEW: Final = 16
 
 
