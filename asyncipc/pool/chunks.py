@@ -6,7 +6,7 @@ Layer 4, inside the pool. Above: jobs. Below: payload.
 import asyncio
 import inspect
 from array import array
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final
 
 from asyncipc.pool.payload import Failure, dump_failure
@@ -23,7 +23,7 @@ FEW: Final = 16
 
 
 def call_each(
-    function: Callable[[Any], Any], items: Iterable[Any], check: Callable[[], None]
+    function: Callable[[Any], Any], items: Sequence[Any], check: Callable[[], None]
 ) -> Outcome | Coroutine[Any, Any, Outcome]:
     """Call the function with one item after the other.
 
@@ -41,6 +41,8 @@ def call_each(
     except BaseException as error:  # noqa: BLE001 - see `asyncipc.pool.jobs.Jobs`
         check()
         return results, dump_failure(error)
+    if len(results) < len(items):  # what the function raised was taken for the end of the items
+        return results, dump_failure(StopIteration("raised by the function"))
     return _compact(results), None
 
 

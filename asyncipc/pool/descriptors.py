@@ -21,8 +21,8 @@ __all__ = [
     "Carried",
     "DescriptorPickler",
     "DescriptorUnpickler",
+    "carries_descriptors",
     "drop_descriptors",
-    "has_descriptors",
 ]
 
 BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
@@ -106,7 +106,7 @@ class DescriptorUnpickler(pickle.Unpickler):
             value.close()
 
 
-def has_descriptors(dumped: Sequence[Any]) -> bool:
+def carries_descriptors(dumped: Sequence[Any]) -> bool:
     """Whether what was pickled holds descriptors, which stand last."""
     return bool(dumped) and type(dumped[-1]) is Carried
 

@@ -4,6 +4,7 @@ Layer 4, inside the pool. Above: the pool. Below: task, sources, policy.
 """
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from time import perf_counter
@@ -11,12 +12,12 @@ from typing import Any, Final
 
 from asyncipc.errors import EncodeError
 from asyncipc.pool.chunks import Outcome
-from asyncipc.pool.descriptors import has_descriptors
+from asyncipc.pool.descriptors import carries_descriptors
+from asyncipc.pool.lent import is_lent
 from asyncipc.pool.payload import load_failure
 from asyncipc.pool.policy import ChunkSizer
 from asyncipc.pool.sources import TURN, Source, length_of, source_of
 from asyncipc.pool.task import PoolTask
-from asyncipc.session.lending import holds_lent
 
 __all__ = ["map_items"]
 
@@ -153,7 +154,7 @@ class _Chunks:
             try:
                 async for item in items:
                     chunk.append(item)
-                    if len(chunk) == count or holds_lent(item):
+                    if len(chunk) == count or is_lent(item):
                         full, chunk = chunk, []
                         if not self._give(full):
                             return
@@ -172,6 +173,8 @@ class _Chunks:
         finally:
             self._is_over = True
             self._news.set()
+            if inspect.isasyncgen(items):
+                await items.aclose()
 
     def _give(self, chunk: Sequence[Any]) -> bool:
         """Give items to the pool. Those that it does not take are the end, when its turn has come.
@@ -186,7 +189,7 @@ class _Chunks:
                 return self._give(chunk[:half]) and self._give(chunk[half:])
             self._is_over, self._failure = True, error
             return False
-        if self._chunk_size is None and has_descriptors(task.work.params):
+        if self._chunk_size is None and carries_descriptors(task.work.params):
             self._chunk_size = 1  # a message has few descriptors
         self._under_way[task] = len(chunk)
         self._sizer.weigh(len(chunk), task.work.size)

@@ -46,6 +46,7 @@ class Scheduler:
         self._returned: list[PoolTask[Any]] = []
         self._deadlines = Deadlines(loop, self._waiting, self._expire)
         self._durations = Durations()
+        self._is_giving_out = False
         self._links: dict[Seat, Link] = {}
         self._readiness: set[asyncio.Future[None]] = set()  # where requests wait for a worker
         self.roster: Roster = Roster(concurrency, count)
@@ -140,11 +141,17 @@ class Scheduler:
 
     def give_out(self) -> None:
         """Give waiting tasks to workers that may have them."""
+        if self._is_giving_out:
+            return  # one that could not be sent is over at once, and its place is free again
         waiting = self._waiting
-        while waiting:
-            task = next(iter(waiting.values()))
-            if not self._place(task):
-                return
+        self._is_giving_out = True
+        try:
+            while waiting:
+                task = next(iter(waiting.values()))
+                if not self._place(task):
+                    return
+        finally:
+            self._is_giving_out = False
 
     def give_up(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.task.Holder`."""

@@ -11,7 +11,8 @@ from itertools import islice
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from asyncipc.session.lending import HARMLESS, holds_lent
+from asyncipc.pool.lent import is_lent
+from asyncipc.session.lending import HARMLESS
 
 __all__ = ["TURN", "Source", "length_of", "source_of"]
 
@@ -44,7 +45,7 @@ class Source(Protocol):
     def take(self, count: int, until: float) -> Sequence[Any]:
         """The next ``count`` items, or fewer: there are no more, or they take too long.
 
-        What may be filled anew for the next item (`asyncipc.session.lending`) is the last.
+        What may be filled anew for the next item (`asyncipc.pool.lent`) is the last.
 
         :param until: when they do, on the clock of ``time.perf_counter()``; at least one is tried
         """
@@ -139,7 +140,7 @@ class _Iterable:
             return
         for item in islice(items, count):
             chunk.append(item)
-            if type(item) not in HARMLESS and holds_lent(item):
+            if type(item) not in HARMLESS and is_lent(item):
                 self._has_lent = True
                 return
 

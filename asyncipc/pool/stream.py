@@ -134,7 +134,7 @@ class PoolStream(AsyncIterator[Item], Generic[Item]):
         if task is not None and not task.done():
             # From whatever thread drops it. RuntimeError: the loop is closed, and with it the pool.
             with contextlib.suppress(RuntimeError):
-                task.loop.call_soon_threadsafe(task.cancel)
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
     def _begin(self) -> StreamTask:
         if self._task is None:

@@ -214,11 +214,6 @@ class PoolTask(Generic[Result]):
 
     # -- for who has it --------------------------------------------------------------------
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop it belongs to."""
-        return self._future.get_loop()
-
     def keep_progress(self) -> None:
         """Whoever gave it may ask for its progress, which may have begun by then."""
         self._keeps_latest = True

@@ -143,6 +143,7 @@ def _die() -> None:
 class _Worker:
     def __init__(self) -> None:
         self.is_terminating = False
+        self._is_looking = False
         self._thread = threading.get_ident()
         self._from_threads: deque[bytes] = deque()  # log records
 
@@ -150,6 +151,20 @@ class _Worker:
         """SIGTERM came: end what runs as ``sys.exit`` does, so that it may clean up."""
         self.is_terminating = True
         raise SystemExit(128 + signal.SIGTERM)
+
+    def _look(self, transport: SocketTransport) -> None:
+        """Read what has come, for what keeps the loop from reading.
+
+        Not while it is being read: a handler of the service that is served meanwhile may look too,
+        and what comes later would be served before the rest of what is being looked through.
+        """
+        if self._is_looking:
+            return
+        self._is_looking = True
+        try:
+            transport.read_available()
+        finally:
+            self._is_looking = False
 
     async def serve(self, end: socket.socket, application: int | None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -160,13 +175,12 @@ class _Worker:
         transport = SocketTransport(end, description="the application")
         session = Session(transport, Role.LISTENING, new_settings(), self._handlers)
         exchange = session.connection.exchange
-        self._jobs = Jobs(
-            exchange.dispatch, exchange.outbox, transport.read_available, self._is_ending
-        )
+        look = partial(self._look, transport)
+        self._jobs = Jobs(exchange.dispatch, exchange.outbox, look, self._is_ending)
         generators = Generators(
             exchange.dispatch,
             exchange.outbox,
-            transport.read_available,
+            look,
             self._is_ending,
             unpack=self._jobs.unpack,
         )

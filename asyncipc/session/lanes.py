@@ -31,19 +31,13 @@ class Transfer:
     :ivar retracted: it was dropped, but its turn to leave its lane has not come
     """
 
-    __slots__ = ("cargo", "descriptors", "done", "lane", "number", "outgoing", "retracted")
+    __slots__ = ("_callbacks", "cargo", "descriptors", "lane", "number", "outgoing", "retracted")
 
-    def __init__(
-        self,
-        lane: int,
-        segments: Sequence[Buffer],
-        cargo: Cargo | None,
-        done: Callable[[], object] | None,
-    ) -> None:
+    def __init__(self, lane: int, segments: Sequence[Buffer], cargo: Cargo | None) -> None:
         self.lane: int = lane
         self.outgoing: Outgoing = Outgoing(segments)
         self.number: int = 0
-        self.done: Callable[[], object] | None = done
+        self._callbacks: list[Callable[[], object]] = []
         self.cargo: Cargo | None = cargo
         self.descriptors: int = 0 if cargo is None else len(cargo.descriptors)
         self.retracted: bool = False
@@ -63,8 +57,13 @@ class Transfer:
         """It has left, or was dropped: nobody needs what belongs to it any longer."""
         if self.cargo is not None:
             self.cargo.close(begun=self.number > 0)
-        if self.done is not None:
-            self.done()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Call back when it has left, or was dropped."""
+        self._callbacks.append(callback)
 
 
 class Lanes(dict[int, deque[bytes | Transfer]]):
@@ -167,8 +166,7 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
             callback()
         else:
             # Asked again then: what was dropped may have stood behind others.
-            again = partial(self.when_left, item, lane, callback)
-            transfer.done = partial(_call_both, transfer.done, again)
+            transfer.when_ended(partial(self.when_left, item, lane, callback))
 
     def leave(self, transfer: Transfer) -> list[bytes]:
         """Take away the first transfer of a lane, which has left or was dropped.
@@ -204,12 +202,6 @@ class Lanes(dict[int, deque[bytes | Transfer]]):
             return True
         begun = sum(1 for line in self.values() if _first(line).number)
         return begun < MAX_TRANSFERS and self._begun_size + transfer.outgoing.size <= max_message
-
-
-def _call_both(first: Callable[[], object] | None, second: Callable[[], object]) -> None:
-    if first is not None:
-        first()
-    second()
 
 
 def _first(line: deque[bytes | Transfer]) -> Transfer:

@@ -69,8 +69,10 @@ class HandlerTable:
         self._followers[id(lookup)] = lookup
 
     def _changed(self, method: str) -> None:
-        for lookup in self._followers.values():
-            lookup.update_method(method)
+        for follower in self._followers.valuerefs():  # a copy: sessions in other threads may follow
+            lookup = follower()
+            if lookup is not None:
+                lookup.update_method(method)
 
 
 class Lookup(dict[str, tuple[Handler, ...]]):

@@ -167,14 +167,14 @@ class Outbox(FrameWriter):
         self,
         segments: Sequence[Attachment],
         lane: int,
-        done: Callable[[], object] | None = None,
         *,
         lasting: bool = True,
         alone: bool = False,
     ) -> Transfer:
         """Send a message in parts: the encoded message, then its attachments.
 
-        :param lasting: the buffers do not change until ``done`` is called; else they are copied
+        :param lasting: the buffers do not change until it has left or was retracted; else they are
+            copied
         :param alone: whoever waits for what it brings has nothing else under way
         :raises EncodeError: a file descriptor cannot be copied
         """
@@ -184,7 +184,7 @@ class Outbox(FrameWriter):
             buffers, cargo = cast("Sequence[Buffer]", segments), None
             if not lasting:
                 buffers = list(map(owned, buffers))
-        transfer = Transfer(lane, buffers, cargo, done)
+        transfer = Transfer(lane, buffers, cargo)
         self.size += transfer.outgoing.size
         self._lanes.add(transfer)
         self.flush()

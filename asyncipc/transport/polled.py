@@ -256,8 +256,9 @@ class PolledTransport(abc.ABC):
         """
         if self._ended:
             return
-        error = self._read_rest() or self._take_error()
-        if not self._ended:
+        error = self._read_rest()
+        if not self._ended:  # by what was delivered
+            error = error or self._take_error()
             self._end(self._write_error or error or self._unsent_error())
 
     def read_available(self) -> None:

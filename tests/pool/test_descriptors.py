@@ -4,8 +4,10 @@ import asyncio
 import gc
 import os
 import pickle
+import resource
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -17,7 +19,7 @@ from asyncipc import EncodeError, Fd, FrameTooLarge
 from asyncipc.pool.payload import dump, load
 from tests.pool import descriptor_functions as functions
 from tests.pool.descriptor_functions import pipe_with, read
-from tests.pool.support import LIMIT, START_METHODS, Reports, in_workers, open_pool, pid
+from tests.pool.support import LIMIT, START_METHODS, Reports, ask, in_workers, open_pool, pid
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
@@ -188,6 +190,30 @@ async def test_what_cannot_be_given_to_a_worker() -> None:
         with pytest.raises(FrameTooLarge, match=r"65 file descriptors; .*max_descriptors is 64"):
             await pool.run(functions.read_many, [pipe_with(b"x") for _ in range(65)])
         assert await pool.run(pid)
+
+
+@in_workers
+async def test_many_tasks_that_wait_and_cannot_be_sent(reports: Reports) -> None:
+    """Each is over when its turn comes, and the next has its turn: not one inside of the other."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    depth = sys.getrecursionlimit()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[1], 8192), limits[1]))
+    try:
+        async with asyncio.timeout(LIMIT), open_pool() as pool:
+            first = pool.submit(ask, reports.address)
+            report = await reports.next("started")
+            with tempfile.TemporaryFile() as file:
+                fds = [[Fd(os.dup(file.fileno())) for _ in range(65)] for _ in range(60)]
+                tasks = [pool.submit(functions.read_many, many) for many in fds]
+            sys.setrecursionlimit(300)
+            reports.answer(report)
+            failures = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(failure) for failure in failures} == {FrameTooLarge}
+            assert await first == "go"
+            assert await pool.run(pid)
+    finally:
+        sys.setrecursionlimit(depth)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_values_without_descriptors_are_pickled_as_ever() -> None:

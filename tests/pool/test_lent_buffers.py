@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -48,6 +49,25 @@ async def test_a_map_over_what_fills_its_array_anew(
     async with open_pool(2) as pool:
         results = [r async for r in pool.map(contents, items(size), chunk_size=chunk_size)]
         assert results == [[number] for number in range(20)]
+
+
+@dataclass
+class Frame:
+    number: int
+    pixels: Any
+
+
+def contents_of_frame(frame: Frame) -> tuple[int, list[int]]:
+    return frame.number, contents(frame.pixels)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8])
+@in_workers
+async def test_a_map_over_objects_that_share_an_array(chunk_size: int | None) -> None:
+    frames = (Frame(number, array) for number, array in enumerate(refilled(100)))
+    async with open_pool(2) as pool:
+        results = [r async for r in pool.map(contents_of_frame, frames, chunk_size=chunk_size)]
+        assert results == [(number, [number]) for number in range(20)]
 
 
 @in_workers

@@ -92,6 +92,20 @@ def same(item: Any) -> Any:
     return item
 
 
+def stop_at_five(item: int) -> int:
+    return next(iter([item] if item != 5 else []))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 10, 20])
+async def test_a_function_that_raises_stop_iteration_ends_nothing_early(chunk_size: int) -> None:
+    async with open_pool() as pool:
+        results = pool.map(stop_at_five, range(20), chunk_size=chunk_size)
+        assert [await anext(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+        with pytest.raises(RemoteError) as caught:
+            await anext(results)
+        assert caught.value.type == "StopIteration"
+
+
 async def test_results_keep_their_types() -> None:
     """Numbers of one kind travel in another form than those of several, or beyond 64 bits."""
     lists: list[list[Any]] = [

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -229,6 +230,41 @@ async def test_a_request_that_stops_late_leaves_its_worker_alive(
         assert worker.state == "idle"
         if not blocks:
             await reports.next("cancelled")
+
+
+class Looking:
+    """A handler that looks, beside a task that does."""
+
+    ASKED = 3000
+    looked = 0
+
+    def look(self, number: int) -> int:
+        assert not current_call().cancelled
+        Looking.looked += 1
+        return number
+
+    def __handlers__(self) -> Iterator[Any]:
+        yield "request", "look", self.look, {}
+
+
+def look_until_all_have(address: bytes) -> int:
+    support.tell(address, "started")
+    until = monotonic() + LIMIT
+    while Looking.looked < Looking.ASKED and monotonic() < until:
+        assert not current_call().cancelled
+    return Looking.looked
+
+
+async def test_who_looks_while_others_are_served_reads_nothing_out_of_turn(
+    reports: Reports,
+) -> None:
+    async with open_pool(service=Looking) as pool:
+        task = pool.submit(look_until_all_have, reports.address)
+        await reports.next("started")
+        numbers = range(Looking.ASKED)
+        asked = await asyncio.gather(*(pool.request("look", [number]) for number in numbers))
+        assert asked == list(numbers)
+        assert await task == Looking.ASKED
 
 
 async def test_timeouts_cover_the_wait_for_a_worker() -> None:

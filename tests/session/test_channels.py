@@ -450,3 +450,33 @@ async def test_the_caller_dies() -> None:
         await errors.reaches(1)
         assert isinstance(errors[0], PeerDied)
         await session.wait_closed()
+
+
+async def test_a_thousand_channels_behind_a_large_request() -> None:
+    """Each waits until it has left, and all are told then, one after the other."""
+    limits = Limits(shared_memory_above=0)
+    peer = Peer(timeout=None, limits=limits)
+
+    @peer.on_request
+    def store(data: bytes) -> int:
+        return len(data)
+
+    @peer.on_request("echo")
+    async def echo(call: Call) -> None:
+        async with call.channel() as channel:
+            async for item in channel:
+                await channel.send(item)
+
+    async def talk(session: Session, number: int) -> list[Any]:
+        async with session.channel("echo") as channel:
+            await channel.send(number)
+            await channel.send_eof()
+            return [item async for item in channel]
+
+    async with joined(Peer(timeout=None, limits=limits), peer, "socketpair") as (session, _):
+        stored = asyncio.ensure_future(session.request("store", [bytes(900 * KIB)]))
+        await asyncio.sleep(0)
+        numbers = range(1020)
+        talks = await asyncio.gather(*(talk(session, number) for number in numbers))
+        assert talks == [[number] for number in numbers]
+        assert await stored == 900 * KIB
