@@ -15,6 +15,8 @@ WARM_UPS = 3
 CALLS = 19_200
 
 PIPE = Subject("multiprocessing.Pipe()", "peers.multiprocessing_arrays", packages=("numpy",))
+EXECUTOR = Subject("ProcessPoolExecutor", "peers.executor_arrays", packages=("numpy",))
+POOL = Subject("asyncipc.Pool.run", "peers.asyncipc_pool_arrays", packages=("numpy",))
 ARENA = Subject("asyncipc, unix socket", "peers.asyncipc_memory", packages=("numpy",))
 
 Key = tuple[Subject, str, int]
@@ -25,7 +27,7 @@ def run(settings: Settings) -> None:
     seconds: dict[Key, list[float]] = {}
     rates: list[float] = []
     rounds = 3 if settings.quick else 9
-    with started((ARENA, PIPE), settings) as pairs:
+    with started((ARENA, POOL, PIPE, EXECUTOR), settings) as pairs:
         for _ in range(rounds):
             for pair in pairs:
                 _sample(pair, seconds)
@@ -54,23 +56,36 @@ def _print(seconds: dict[Key, list[float]], descriptors: float | None) -> None:
     base = {size: rates.get((PIPE, "copied", size)) for size in SIZES}
     rows = (
         ("multiprocessing.Pipe(), pickled", PIPE, "copied"),
+        ("ProcessPoolExecutor, awaited", EXECUTOR, "copied"),
         ("asyncipc, copied into the arena", ARENA, "copied"),
         ("asyncipc, from shared_array", ARENA, "shared"),
+        ("asyncipc.Pool.run, copied", POOL, "copied"),
     )
-    times: dict[tuple[str, int], float | None] = {}
+    times: dict[tuple[Subject, str, int], float | None] = {}
     for name, subject, command in rows:
         figures: list[float | None] = []
         for size in SIZES:
             rate = rates.get((subject, command, size))
-            times[command, size] = ratio(rate, base[size])
-            figures += [rate, times[command, size]]
+            times[subject, command, size] = ratio(rate, base[size])
+            figures += [rate, times[subject, command, size]]
         table.add(name, *figures)
     table.print()
+    large, small = 64 * MIB, MIB
+
+    def to_pipe(command: str, size: int) -> float | None:
+        return times.get((ARENA, command, size))
+
+    def to_executor(subject: Subject) -> float | None:
+        return ratio(rates.get((subject, "copied", large)), rates.get((EXECUTOR, "copied", large)))
+
     print_goals(
         [
-            Goal("64 MiB, copied in, to Pipe()", times["copied", 64 * MIB], 4, unit=" x"),
-            Goal("64 MiB, from shared memory, to Pipe()", times["shared", 64 * MIB], 10, unit=" x"),
-            Goal("1 MiB, copied in, to Pipe()", times["copied", MIB], 4, unit=" x"),
+            Goal("64 MiB, copied in, to Pipe()", to_pipe("copied", large), 4, unit=" x"),
+            Goal("64 MiB, copied in, to ProcessPoolExecutor", to_executor(ARENA), 4, unit=" x"),
+            Goal("64 MiB, by Pool.run, to ProcessPoolExecutor", to_executor(POOL), 4, unit=" x"),
+            Goal("64 MiB, from shared memory, to Pipe()", to_pipe("shared", large), 10, unit=" x"),
+            Goal("1 MiB, copied in, to Pipe()", to_pipe("copied", small), 4, unit=" x"),
+            Goal("1 MiB, from shared memory, to Pipe()", to_pipe("shared", small), 4, unit=" x"),
             Goal("descriptors, one in each call, per second", descriptors, 30_000, unit=""),
         ]
     )

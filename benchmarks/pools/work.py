@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.worker import IN_FLIGHT, AsyncCommands, sequential_async
 
-__all__ = ["ARGUMENT", "RESULT", "awaited_commands", "increment", "rate_of"]
+__all__ = ["ARGUMENT", "RESULT", "awaited_commands", "increment", "rate_of", "size_of"]
 
 ARGUMENT, RESULT = 1, 2
 
@@ -36,6 +36,11 @@ def awaited_commands(call: Callable[[], Awaitable[int]]) -> AsyncCommands:
         return each * IN_FLIGHT / (perf_counter() - begin)
 
     return {"sequential": sequential, "in_flight": in_flight}
+
+
+def size_of(array: Any) -> int:
+    """Bytes of an array, which need not be read for that."""
+    return int(array.nbytes)
 
 
 def rate_of(count: int, results: Callable[[], Iterable[Any]]) -> float:
