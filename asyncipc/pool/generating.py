@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from asyncipc.pool.jobs import FAILURE, RESULT
 from asyncipc.pool.outside import back_inside, call_outside
-from asyncipc.pool.payload import dump, dump_failure
+from asyncipc.pool.payload import dump_failure, dump_outcome
 from asyncipc.session.context import Call, current_call
 from asyncipc.session.dispatch import Dispatch, nothing_new
 from asyncipc.session.outbox import Outbox
@@ -69,7 +69,7 @@ class Generators:
         try:
             async with contextlib.aclosing(self._items(function, list(arguments))) as items:
                 async for item in items:
-                    dumped = dump(item)
+                    dumped = dump_outcome(item, f"an item of {current_call().method}")
                     yield [RESULT, perf_counter() - began, *dumped]
                     if len(dumped) > 1:  # the generator may fill the buffers anew
                         await sender.drain()
@@ -77,7 +77,7 @@ class Generators:
             raise
         except BaseException as error:
             if self._is_ending():
-                raise
+                raise SystemExit from error  # which pickling an item may have made another
             yield [FAILURE, perf_counter() - began, *dump_failure(error)]
         finally:
             self.on_end()

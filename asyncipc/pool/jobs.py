@@ -19,15 +19,14 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-from asyncipc.errors import EncodeError
 from asyncipc.pool.chunks import call_each
 from asyncipc.pool.context_variables import load_context
 from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.outside import back_inside, call_outside
 from asyncipc.pool.payload import (
     FunctionCache,
-    dump,
     dump_failure,
+    dump_outcome,
     function_name,
     is_async,
     load_arguments,
@@ -266,14 +265,9 @@ class Jobs:
             return
         if error is None:
             try:
-                dumped = dump(result)
-            except MemoryError as failure:
+                dumped = dump_outcome(result, f"the result of {call.method}")
+            except BaseException as failure:  # noqa: BLE001 - the caller gets it
                 error = failure
-            except BaseException as failure:  # noqa: BLE001 - what pickling raises is any code's
-                error = EncodeError(
-                    f"the result of {call.method}, {_kind(result)}, cannot be pickled: {failure}"
-                    f"{_hint(result)}"
-                )
         if error is not None:
             self._dispatch.complete(call, [FAILURE, seconds, *dump_failure(error)])
         else:
@@ -295,17 +289,6 @@ class Jobs:
         size = private_memory(os.getpid())
         if size is not None and size > limit:
             self.on_too_large(size)
-
-
-def _kind(value: Any) -> str:
-    kind = type(value)
-    return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
-
-
-def _hint(value: Any) -> str:
-    if inspect.isgenerator(value) or inspect.isasyncgen(value):
-        return "; the items of a generator are to be had with pool.stream()"
-    return ""
 
 
 def _ignore(_size: int) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "dump_arguments",
     "dump_failure",
     "dump_function",
+    "dump_outcome",
     "function_name",
     "goes_by_name",
     "is_async",
@@ -98,6 +99,26 @@ def dump_arguments(arguments: Any, name: str) -> list[Any]:
         return dump(arguments)
     except Exception as error:
         raise EncodeError(f"the arguments for {name} cannot be pickled: {error}") from error
+
+
+def dump_outcome(value: Any, what: str) -> list[Any]:
+    """`dump` for a result, or an item.
+
+    :param what: this is, for errors
+    :raises EncodeError: it cannot be pickled
+    :raises MemoryError: there is no memory for its pickle
+    """
+    try:
+        return dump(value)
+    except MemoryError:
+        raise
+    except BaseException as error:  # what pickling raises is any code's
+        kind = type(value)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
+        hint = ""
+        if inspect.isgenerator(value) or inspect.isasyncgen(value):
+            hint = "; the items of a generator are to be had with pool.stream()"
+        raise EncodeError(f"{what}, a {name}, cannot be pickled: {error}{hint}") from error
 
 
 def load(dumped: list[Any]) -> Any:
