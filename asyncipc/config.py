@@ -96,7 +96,7 @@ class Timeouts:
     handshake: float = 10.0
     goodbye: float = 5.0
     terminate: float = 2.0
-    busy_poll: float = 0.00005
+    busy_poll: float = 0.0001
 
     def __post_init__(self) -> None:
         for field in fields(self):
