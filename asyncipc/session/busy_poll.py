@@ -1,16 +1,17 @@
-"""Busy polling: a loop that has just sent something stays awake where the answer comes at once.
+"""Busy polling: a loop that waits for one answer stays awake where answers come at once.
 
 To fall asleep and be woken up takes the kernel several times as long as a short call takes both
 sides: measured, a call over a unix socket takes 50 us if both sides sleep meanwhile, and 13 us if
-they do not. So for a moment after a session has sent all that it had, its loop takes turns instead
-of sleeping. Each turn is an ordinary one, in which everything else is served; nothing waits.
+they do not. So for a moment after something has left alone, with nothing else under way as far as
+is known, the loop takes turns instead of sleeping. Each turn is an ordinary one, in which
+everything else is served; nothing waits.
 
-It costs processor time where the answer takes longer. So each moment is no longer than what
-sleeping and waking takes, and whether there is one depends on what was seen: a session begins with
-it after some exchanges, goes on as long as answers come in time, and tries again ever more rarely
-where they do not. What can be lost is bounded: one moment in nine exchanges at worst, one in a
-thousand before long. That is no polling in the sense of the house: nothing is looked at by the
-clock, an idle session sleeps, and what comes wakes it as ever.
+It costs processor time where the answer takes longer. So each moment is about as long as sleeping
+and waking takes on a slow machine, and whether there is one depends on what was seen: a session
+begins with it after some exchanges, goes on as long as answers come in time, and tries again ever
+more rarely where they do not. What can be lost is bounded: one moment in nine exchanges at worst,
+one in a thousand before long. That is no polling in the sense of the house: nothing is looked at
+by the clock, an idle session sleeps, and what comes wakes it as ever.
 
 Layer 2, inside the session. Above: the outbox, the connection.
 """
