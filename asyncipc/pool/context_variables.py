@@ -75,10 +75,10 @@ def dump_context(names: VariableNames) -> bytes | None:
     return pickle.dumps(values, 5) if values else None
 
 
-def load_context(data: bytes | None) -> Context:
+def load_context(data: bytes) -> Context:
     """In the worker: a fresh context with the variables that are to be found here."""
     context = Context()
-    for module, name, value in pickle.loads(data) if data is not None else ():  # noqa: S301
+    for module, name, value in pickle.loads(data):  # noqa: S301
         try:
             variable = getattr(sys.modules.get(module) or import_module(module), name)
             context.run(variable.set, pickle.loads(value))  # noqa: S301 - see `payload`

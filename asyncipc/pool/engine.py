@@ -68,9 +68,7 @@ class Engine:
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         options = self._options
         loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(
-            loop, options.concurrency, self.count, options.max_queued, self._worker_changed
-        )
+        self._scheduler = Scheduler(loop, options.concurrency, self.count, options.max_queued)
         self._supervisor = Supervisor(
             self._worker_options(),
             self._make_starter(),
@@ -78,7 +76,8 @@ class Engine:
             on_started=self._worker_started,
             on_died=self._worker_died,
         )
-        self._services = Services(self._scheduler, self._worker_changed, self._tell_idle)
+        self._scheduler.on_change = self._supervisor.changed
+        self._services = Services(self._scheduler, self._supervisor.changed, self._tell_idle)
         self._loop = loop
         try:
             await self._supervisor.resize(self.count)
@@ -268,9 +267,6 @@ class Engine:
 
     def _worker(self, link: Link) -> Worker:
         return Worker(link, self._scheduler.resumed)
-
-    def _worker_changed(self, link: Link) -> None:
-        self._supervisor.changed(link)
 
     def _worker_started(self, link: Link) -> None:
         for callback in self.on_started:

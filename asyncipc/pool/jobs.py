@@ -27,7 +27,6 @@ from asyncipc.pool.payload import (
     FunctionCache,
     dump_failure,
     dump_outcome,
-    function_name,
     is_async,
     load_arguments,
 )
@@ -215,9 +214,9 @@ class Jobs:
         :raises DecodeError: function or arguments cannot be unpickled here
         """
         try:
-            function = self._functions.load(pickled)
-            call.method = function_name(function)
-            context = load_context(call.metadata.pop("context", None))
+            function, call.method = self._functions.load(pickled)
+            carried = call.metadata.pop("context", None)
+            context = Context() if carried is None else load_context(carried)
         except BaseException:
             drop_descriptors(dumped)
             raise

@@ -78,16 +78,16 @@ class Assignment:
 
     def set_result(self, answer: list[Any], /) -> None:
         """The worker answered; with nothing where what it had to say were items."""
-        answer = answer or _NO_RESULT
-        task = self._end(answer[1])
+        kind, seconds, *dumped = answer or _NO_RESULT
+        task = self._end(seconds)
         if task is None:
-            drop_descriptors(answer)
+            drop_descriptors(dumped)
             return
-        task.seconds = answer[1]
-        if answer[0] == RESULT:
-            task.resolve(answer[2:])
+        task.seconds = seconds
+        if kind == RESULT:
+            task.resolve(dumped)
         else:
-            task.reject(answer[2:])
+            task.reject(dumped)
 
     def set_exception(self, error: Exception, /) -> None:
         """It timed out, or will not be answered."""
@@ -233,7 +233,8 @@ class Link:
 
     def ended(self, assignment: Assignment, seconds: float | None) -> None:
         """A task that the worker had is over."""
-        self._calls.unwatch(assignment.answer_id)
+        if self._calls.watched:
+            self._calls.unwatch(assignment.answer_id)
         if assignment.work.method == STREAM:
             self._calls.streams.remove(assignment.answer_id)
         if self._ladders:

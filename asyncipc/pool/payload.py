@@ -44,6 +44,9 @@ PROTOCOL: Final = 5
 # A buffer of fewer bytes is copied into the pickle: that is cheaper than handling one more.
 OUT_OF_BAND: Final = 16 * 1024
 
+# Types whose values hold no buffer and no descriptor.
+ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes})
+
 # Functions remembered by each side. A program has few that it gives to a pool.
 MAX_FUNCTIONS: Final = 1024
 
@@ -56,6 +59,8 @@ def dump(value: Any) -> list[Any]:
 
     :returns: the pickle, the buffers and then the descriptors that belong to it
     """
+    if type(value) in ATOMS:
+        return [pickle.dumps(value, PROTOCOL)]
     buffers: list[pickle.PickleBuffer] = []
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -178,16 +183,16 @@ class FunctionCache:
     """Functions by their pickle, in a worker; those that go by their name are loaded once."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Callable[..., Any]] = {}
+        self._known: dict[bytes, tuple[Callable[..., Any], str]] = {}
 
-    def load(self, data: bytes) -> Callable[..., Any]:
-        """The function.
+    def load(self, data: bytes) -> tuple[Callable[..., Any], str]:
+        """The function, and its name for errors and logs.
 
         :raises DecodeError: it is not to be found here
         """
-        function = self._known.get(data)
-        if function is not None:
-            return function
+        known = self._known.get(data)
+        if known is not None:
+            return known
         try:
             function = cast(
                 "Callable[..., Any]",
@@ -199,11 +204,12 @@ class FunctionCache:
                 "importable there: what is defined in an interactive session, or after the pool "
                 "was started, is not"
             ) from error
+        found = function, function_name(function)
         if goes_by_name(function):
             if len(self._known) >= MAX_FUNCTIONS:
                 self._known.clear()
-            self._known[data] = function
-        return function
+            self._known[data] = found
+        return found
 
 
 def is_async(function: Callable[..., Any]) -> bool:

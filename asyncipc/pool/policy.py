@@ -66,7 +66,7 @@ class Durations:
         seconds = self._seconds.get(function)
         if seconds is None or seconds > AHEAD:
             return 0
-        return min(MAX_AHEAD, int(AHEAD / (seconds + 1e-9)))
+        return int(AHEAD / seconds) if seconds > AHEAD / MAX_AHEAD else MAX_AHEAD
 
 
 class Backoff:

@@ -28,8 +28,10 @@ class Scheduler:
     :param concurrency: async functions that one worker runs at once
     :param count: workers that may have tasks at the same time
     :param max_queued: tasks that may wait
-    :param on_change: called when a worker got a task, and when it ended one
+    :ivar on_change: called when a worker ended a task, and when it got one that may be its last
     """
+
+    on_change: Callable[[Link], None]  # set by the engine
 
     def __init__(
         self,
@@ -37,11 +39,9 @@ class Scheduler:
         concurrency: int,
         count: int,
         max_queued: int,
-        on_change: Callable[[Link], None],
     ) -> None:
         self._loop = loop
         self._max_queued = max_queued
-        self._on_change = on_change
         self._waiting: OrderedDict[int, PoolTask[Any]] = OrderedDict()
         self._returned: list[PoolTask[Any]] = []
         self._deadlines = Deadlines(loop, self._waiting, self._expire)
@@ -164,17 +164,17 @@ class Scheduler:
         """See `asyncipc.pool.link.Owner`."""
         if work.key is not None and seconds is not None:
             self._durations.note(work.key, seconds)
-        self._on_change(link)
+        self.on_change(link)
         if self._waiting and link.seat.load <= link.seat.refill_at:
             self.give_out()
 
     def doomed(self, link: Link) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        self._on_change(link)
+        self.on_change(link)
 
     def freed(self, link: Link) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        self._on_change(link)
+        self.on_change(link)
         self.resumed()
 
     def returned(self, task: PoolTask[Any]) -> None:
@@ -233,10 +233,12 @@ class Scheduler:
         seat = self.roster.pick(exclusive=work.exclusive, ahead=ahead)
         if seat is None:
             return False
-        self._waiting.pop(task.number, None)
+        if self._waiting:
+            self._waiting.pop(task.number, None)
         link = self._links[seat]
         link.send(task, quick=ahead > 0)
-        self._on_change(link)
+        if seat.limit is not None or seat.is_doomed:
+            self.on_change(link)
         return True
 
     def _expire(self, number: int, _name: str, _timeout: float) -> None:

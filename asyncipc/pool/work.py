@@ -112,8 +112,10 @@ class Packer:
     def _pack(
         self, method: str, function: Callable[..., Any], arguments: Any, *, lasting: bool = False
     ) -> Work:
-        known = self._known.get(function) if goes_by_name(function) else None
-        pickled, name, exclusive, key = known if known is not None else self._look_at(function)
+        try:
+            pickled, name, exclusive, key = self._known[function]
+        except (KeyError, TypeError):  # it may not even be hashable
+            pickled, name, exclusive, key = self._look_at(function)
         dumped = dump_arguments(arguments, name)
         if len(dumped) > 1 and not lasting:
             dumped[1:] = map(_owned, dumped[1:])

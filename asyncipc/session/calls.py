@@ -241,7 +241,7 @@ class Calls(PendingCalls):
         self, answer_id: int, future: asyncio.Future[Any], on_progress: OnProgress
     ) -> Any:
         relay = ProgressRelay(future, on_progress, self)
-        self._progress[answer_id] = relay.update
+        self.watched[answer_id] = relay.update
         try:
             return await relay.run()
         except BaseException:
@@ -249,4 +249,4 @@ class Calls(PendingCalls):
             await relay.stop()
             raise
         finally:
-            del self._progress[answer_id]
+            del self.watched[answer_id]

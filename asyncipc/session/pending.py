@@ -39,6 +39,7 @@ class PendingCalls:
     :ivar timeouts: how many were not answered in time
     :ivar cancelled: how many were given up while they were being served
     :ivar late_replies: answers that came when nobody waited any longer
+    :ivar watched: what is called with the progress of those whose progress is wanted
     """
 
     __slots__ = (
@@ -47,7 +48,6 @@ class PendingCalls:
         "_depths",
         "_ended",
         "_outbox",
-        "_progress",
         "_request_gate",
         "_unsent",
         "cancelled",
@@ -56,6 +56,7 @@ class PendingCalls:
         "pending",
         "slots",
         "timeouts",
+        "watched",
     )
 
     _codec: Codec  # from `Calls.open` on
@@ -73,7 +74,7 @@ class PendingCalls:
         self.pending: dict[int, Waiter | None] = {}
         self.leftovers: Leftovers = NOBODY
         self._deadlines = Deadlines(loop, self.pending, self._expire)
-        self._progress: dict[int, Callable[[Progress], None]] = {}
+        self.watched: dict[int, Callable[[Progress], None]] = {}
         self._unsent: dict[int, Transfer | bytes] = {}  # requests that may not have left yet
         self.slots: Slots = Slots(loop, outbox, self.pending, max_queued)
         self._request_gate = self.slots.gate  # this and what follows is looked at for each call
@@ -84,11 +85,11 @@ class PendingCalls:
 
     def watch(self, answer_id: int, update: Callable[[Progress], None]) -> None:
         """Call ``update`` with the progress of a call that was begun, until `unwatch`."""
-        self._progress[answer_id] = update
+        self.watched[answer_id] = update
 
     def unwatch(self, answer_id: int) -> None:
         """The reverse of `watch`."""
-        self._progress.pop(answer_id, None)
+        self.watched.pop(answer_id, None)
 
     def answered(self, message: list[Any]) -> None:
         """A reply came."""
@@ -119,7 +120,7 @@ class PendingCalls:
 
     def progressed(self, message: list[Any]) -> None:
         """Progress came; late or unasked for, it is dropped."""
-        update = self._progress.get(message[1])
+        update = self.watched.get(message[1])
         if update is not None:
             _, _, done, total, text = [*message, None, None][:5]
             update(Progress(done, total, text))

@@ -108,10 +108,10 @@ def test_functions_that_go_by_their_name_are_loaded_once() -> None:
     cache = FunctionCache()
     for function in (support.add, math.sqrt):
         assert goes_by_name(function)
-        assert cache.load(dump_function(function)) is function
+        assert cache.load(dump_function(function)) == (function, function_name(function))
     adder = support.Adder(1)
     assert not goes_by_name(adder)
-    one, other = (cache.load(dump_function(adder)) for _ in range(2))
+    (one, _), (other, _) = (cache.load(dump_function(adder)) for _ in range(2))
     assert one is not other
     assert one(2) == other(2) == 3
 
@@ -125,7 +125,8 @@ def test_no_more_functions_are_remembered_than_a_program_has(
     for number in range(MAX_FUNCTIONS + 10):
         name = f"function_{number}"
         exec(f"def {name}(): return {number}", module.__dict__)
-        assert cache.load(dump_function(getattr(module, name)))() == number
+        found, _ = cache.load(dump_function(getattr(module, name)))
+        assert found() == number
     assert len(cache._known) <= MAX_FUNCTIONS
 
 
