@@ -177,12 +177,12 @@ class Engine:
         return task
 
     def _task_done(self, task: PoolTask[Any]) -> None:
-        if task.cancelled():
-            self._counts.cancelled += 1
-        elif task.failed():
-            self._counts.failed += 1
-        else:
+        if task.has_result:
             self._counts.done += 1
+        elif task.cancelled():
+            self._counts.cancelled += 1
+        else:
+            self._counts.failed += 1
         if self._idle is not None:
             self._tell_idle()
 
@@ -243,6 +243,7 @@ class Engine:
             failed=counts.failed,
             cancelled=counts.cancelled,
             moved=self._scheduler.moved,
+            bundled=self._scheduler.bundled,
             workers_started=self._supervisor.started,
             workers_died=self._supervisor.died,
             workers_recycled=self._supervisor.recycled,

@@ -16,9 +16,9 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-from asyncipc.pool.jobs import FAILURE, RESULT
 from asyncipc.pool.outside import back_inside, call_outside
 from asyncipc.pool.payload import dump_failure, dump_outcome
+from asyncipc.pool.protocol import FAILURE, RESULT
 from asyncipc.session.context import Call, current_call
 from asyncipc.session.dispatch import Dispatch, nothing_new
 from asyncipc.session.outbox import Outbox

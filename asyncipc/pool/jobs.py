@@ -19,6 +19,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
+from asyncipc.pool.bundle_runner import BundleRunner
 from asyncipc.pool.chunks import call_each
 from asyncipc.pool.context_variables import load_context
 from asyncipc.pool.descriptors import drop_descriptors
@@ -30,25 +31,14 @@ from asyncipc.pool.payload import (
     is_async,
     load_arguments,
 )
+from asyncipc.pool.protocol import BUNDLE, FAILURE, MAP, RESULT
 from asyncipc.process.usage import private_memory
 from asyncipc.session.context import Call, serving
 from asyncipc.session.dispatch import Dispatch, nothing_new
 from asyncipc.session.outbox import Outbox
 from asyncipc.session.reporting import Pace
 
-__all__ = ["FAILURE", "MAP", "RESULT", "RUN", "STREAM", "Jobs"]
-
-# The methods of a worker. The first parameter of each is the function's pickle; behind it stand, as
-# `payload.dump` makes them, the arguments of one call, or the items of many. (Not names that a
-# service may have for its own methods.)
-RUN: Final = "asyncipc/run"
-MAP: Final = "asyncipc/map"
-STREAM: Final = "asyncipc/stream"
-
-# How an answer begins: with this and the seconds it took. Behind it stands a value as `dump` makes
-# it, or what `dump_failure` makes.
-RESULT: Final = 0
-FAILURE: Final = 1
+__all__ = ["Jobs"]
 
 # Seconds for which tiny jobs follow each other without a look at the loop.
 TURN: Final = 0.001
@@ -102,6 +92,7 @@ class Jobs:
         self._look = back_inside(self._loop, look)
         self._is_ending = is_ending
         self._functions = FunctionCache()
+        self.bundles: BundleRunner = BundleRunner(self._functions, dispatch, self._check)
         self._waiting: deque[Job] = deque()
         self._is_scheduled = False
         self._is_running = False
@@ -116,7 +107,7 @@ class Jobs:
         dispatch.progress.pace = Pace(PROGRESS_BURST, PROGRESS_RATE)
 
     def receive(self, params: list[Any], call: Call) -> None:
-        """A call came; the handler of `RUN` and `MAP`."""
+        """A call came; the handler of `RUN`, `MAP` and `BUNDLE`."""
         job = Job(self, call, params)
         call.task = job
         self._waiting.append(job)
@@ -188,13 +179,17 @@ class Jobs:
                 self._await(job, result, began), loop=self._loop, context=context
             )
             job.task.add_done_callback(partial(self._ended, job, result, began))
-            if not is_async(function):
+            if not (function and is_async(function)):
                 self._alone = job.task  # the application takes it for one that runs alone
         else:
             self._answer(job, began, result)
 
-    def _call(self, job: Job) -> tuple[Context, Callable[..., Any], Any]:
+    def _call(self, job: Job) -> tuple[Context, Callable[..., Any] | None, Any]:
         call = job.call
+        if job.method == BUNDLE:
+            slot, *packed = job.params
+            context, ran = self.bundles.run(call.wire_id, slot, packed)
+            return context, None, ran
         # What came in shared memory goes back when the arguments are gone: nobody else keeps it.
         pickled, *dumped = job.params
         job.params = []
@@ -264,14 +259,12 @@ class Jobs:
             return
         if error is None:
             try:
-                dumped = dump_outcome(result, f"the result of {call.method}")
+                answer = _as_answer(job, seconds, result)
             except BaseException as failure:  # noqa: BLE001 - the caller gets it
                 error = failure
         if error is not None:
-            self._dispatch.complete(call, [FAILURE, seconds, *dump_failure(error)])
-        else:
-            more = job.method == MAP
-            self._dispatch.complete(call, [RESULT, seconds, *dumped], more=more)
+            answer = [FAILURE, seconds, *dump_failure(error)]
+        self._dispatch.complete(call, answer, more=job.method == MAP)
         if self.max_memory is not None:
             self._check_memory(self.max_memory)
 
@@ -288,6 +281,13 @@ class Jobs:
         size = private_memory(os.getpid())
         if size is not None and size > limit:
             self.on_too_large(size)
+
+
+def _as_answer(job: Job, seconds: float, result: Any) -> list[Any]:
+    if job.method == BUNDLE:
+        ended, longest, last = result
+        return [RESULT, seconds, ended, longest, *last]
+    return [RESULT, seconds, *dump_outcome(result, f"the result of {job.call.method}")]
 
 
 def _ignore(_size: int) -> None:

@@ -5,6 +5,7 @@ Layer 4, inside the pool. Above: the supervisor. Below: starting, link, the sess
 
 import asyncio
 import logging
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ from functools import partial
 from asyncipc.errors import EncodeError, PoolError
 from asyncipc.peer.companion import ChildCompanion
 from asyncipc.pool import logs, stages
-from asyncipc.pool.jobs import RESULT
+from asyncipc.pool.ledger import Ledger, new_memory
 from asyncipc.pool.link import Link, Owner
 from asyncipc.pool.payload import load_failure
 from asyncipc.pool.policy import task_limit
+from asyncipc.pool.protocol import RESULT
 from asyncipc.pool.roster import Seat
 from asyncipc.pool.starting import Started, Starter
 from asyncipc.pool.worker import BEGIN, LOG, STAGE, TOO_LARGE, WorkerSetup, new_settings
 from asyncipc.session.handlers import Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
+from asyncipc.transport.fd import Fd
 from asyncipc.wire.handshake import Role
 
 __all__ = ["Launch", "Launcher", "WorkerOptions"]
@@ -111,11 +114,12 @@ class Launch:
         connection.companion = ChildCompanion(started.process, started.stderr, grace)
         started.process.on_exit(lambda _: connection.companion_exited())
         await session.start()
+        ledger, memory = _new_ledger()
         try:
             homework = launcher.starter.homework
             answer = await session.request(
                 BEGIN,
-                [homework.main, homework.argv, homework.preload, launcher.setup],
+                [homework.main, homework.argv, homework.preload, launcher.setup, memory],
                 timeout=None,
             )
             if answer[0] != RESULT:
@@ -123,6 +127,9 @@ class Launch:
                 raise PoolError(f"a worker could not get ready: {error!r}") from error
         except BaseException:
             started.process.kill()
+            for part in (ledger, memory):
+                if part is not None:
+                    part.close()
             await session.aclose()
             raise
         link = Link(
@@ -130,6 +137,7 @@ class Launch:
             started,
             session,
             seat=Seat(task_limit(launcher.options.max_tasks)),
+            ledger=ledger,
             owner=launcher.owner,
             grace=grace,
         )
@@ -142,6 +150,20 @@ class Launch:
     def _too_large(self, link: Link, size: int) -> None:
         logger.info("worker %d has %d bytes of its own, more than max_rss", link.number, size)
         self._launcher.on_too_large(link)
+
+
+def _new_ledger() -> tuple[Ledger | None, Fd | None]:
+    """A ledger, and its memory to be sent. A worker can do without, where there is no memory."""
+    try:
+        descriptor = new_memory()
+        try:
+            return Ledger(descriptor), Fd(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        logger.warning("a worker does without a ledger, so tasks go to it one by one: %s", error)
+        return None, None
 
 
 def _pickled(setup: WorkerSetup) -> bytes:

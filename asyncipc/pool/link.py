@@ -3,30 +3,28 @@
 Owns the way of a task to the worker and back, and the ladder for what will not stop. Tasks are
 answered in the turn of the loop in which the answer is read, with no task or future in between.
 
-Layer 4, inside the pool. Above: the scheduler and the supervisor. Below: task, roster, session.
+Layer 4, inside the pool. Above: the scheduler and the supervisor. Below: assignment, bundle, task,
+roster, session.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from asyncipc.errors import (
     IPCError,
-    RequestCancelled,
-    RequestRefused,
-    RequestTimeout,
     SessionClosed,
-    TaskTimeout,
     WorkerDied,
 )
-from asyncipc.pool.descriptors import drop_descriptors
-from asyncipc.pool.jobs import RESULT, STREAM
-from asyncipc.pool.payload import dump
+from asyncipc.pool.assignment import Assignment
+from asyncipc.pool.bundle import LOOK_INTERVAL, Bundle
+from asyncipc.pool.ledger import SLOTS, Ledger
+from asyncipc.pool.protocol import BUNDLE, STREAM
 from asyncipc.pool.roster import Seat
 from asyncipc.pool.starting import Started
 from asyncipc.pool.task import PoolTask
-from asyncipc.pool.work import Work
 from asyncipc.process.handle import ProcessHandle
 from asyncipc.process.stderr import StderrCapture
 from asyncipc.session.ending import State
@@ -34,16 +32,17 @@ from asyncipc.session.params import DefaultTimeout
 from asyncipc.session.progress import OnProgress
 from asyncipc.session.session import Session
 
-__all__ = ["Assignment", "Link", "Owner"]
+__all__ = ["Link", "Owner"]
 
 
 class Owner(Protocol):
     """Who gives tasks to workers."""
 
-    def released(self, link: "Link", work: Work, seconds: float | None) -> None:
-        """A worker has ended a task and has room for another.
+    def released(self, link: "Link", keys: Iterable[bytes | None], seconds: float | None) -> None:
+        """A worker has ended tasks and has room for others.
 
-        :param seconds: how long it took, if it came to its end
+        :param keys: what their durations are remembered under (`asyncipc.pool.work.Work`)
+        :param seconds: how long one of them took at most, if that is known
         """
 
     def doomed(self, link: "Link") -> None:
@@ -52,91 +51,19 @@ class Owner(Protocol):
     def freed(self, link: "Link") -> None:
         """A request that nobody waited for has ended in a worker, or the worker was killed."""
 
-    def returned(self, task: PoolTask[Any]) -> None:
-        """A task that had not begun comes back: it is to be given to another worker, soon."""
+    def returned(self, tasks: Sequence[PoolTask[Any]], *, is_gone: bool = True) -> None:
+        """Tasks that had not begun come back, to be given out again soon.
 
-
-class Assignment:
-    """A task that a worker has; waits for the end of its call (`asyncipc.session.waiter`).
-
-    :ivar task: None when nobody waits for it any longer
-    """
-
-    __slots__ = ("answer_id", "has_ended", "link", "quick", "task", "work")
-
-    def __init__(self, link: "Link", task: PoolTask[Any], *, quick: bool) -> None:
-        self.link: Link = link
-        self.task: PoolTask[Any] | None = task
-        self.work: Work = task.work
-        self.quick: bool = quick
-        self.answer_id: int = 0
-        self.has_ended: bool = False
-
-    def done(self) -> bool:
-        """Its timeout is not its end: the worker may still be at it."""
-        return self.has_ended
-
-    def set_result(self, answer: list[Any], /) -> None:
-        """The worker answered; with nothing where what it had to say were items."""
-        kind, seconds, *dumped = answer or _NO_RESULT
-        task = self._end(seconds)
-        if task is None:
-            drop_descriptors(dumped)
-            return
-        task.seconds = seconds
-        if kind == RESULT:
-            task.resolve(dumped)
-        else:
-            task.reject(dumped)
-
-    def set_exception(self, error: Exception, /) -> None:
-        """It timed out, or will not be answered."""
-        if isinstance(error, RequestTimeout):
-            self.link.stop(self)
-            task, self.task = self.task, None
-            if task is not None:
-                task.holder = None
-                task.fail(timed_out(task))
-            return
-        if isinstance(error, SessionClosed):
-            self._worker_ended(error)
-            return
-        task = self._end(None)
-        if task is None:
-            return
-        if isinstance(error, RequestRefused):
-            self.link.owner.returned(task)
-        elif isinstance(error, RequestCancelled):
-            task.fail(RequestCancelled("the task was cancelled in the worker, not by its caller"))
-        else:
-            task.fail(error)
-
-    def _worker_ended(self, error: SessionClosed) -> None:
-        self.link.seat.is_doomed = True
-        had_begun = self.link.had_begun(self)
-        task = self._end(None)
-        if task is None:
-            return
-        if had_begun and not task.retries:
-            task.fail(self.link.death_of(task.work.name, error))
-            return
-        task.retries -= had_begun
-        self.link.owner.returned(task)
-
-    def _end(self, seconds: float | None) -> PoolTask[Any] | None:
-        """The call is over; the task, if anybody still waits for it."""
-        self.has_ended = True
-        task, self.task = self.task, None
-        if task is not None:
-            task.holder = None
-        self.link.ended(self, seconds)
-        return task
+        :param is_gone: the worker takes none; else these have only waited for longer than they
+            should
+        """
 
 
 class Link:
     """A worker, from its start to its end.
 
     :param number: of the worker in its pool, counted from 1
+    :param ledger: for bundles; without one it gets none
     :param grace: seconds between the steps that end a task which will not stop
     """
 
@@ -147,6 +74,7 @@ class Link:
         session: Session,
         *,
         seat: Seat,
+        ledger: Ledger | None,
         owner: Owner,
         grace: float,
     ) -> None:
@@ -163,10 +91,13 @@ class Link:
         self._calls = session.connection.exchange.calls
         self._calls.leftovers = self
         self._loop = session.connection.loop
-        self._assigned: deque[Assignment] = deque()
-        self._first_at_death: Assignment | None = None
-        # By the task, or the id of the answer to a request.
-        self._ladders: dict[Assignment | int, asyncio.TimerHandle] = {}
+        self._assigned: deque[Assignment | Bundle] = deque()
+        self._first_at_death: Assignment | Bundle | None = None
+        self.ledger: Ledger | None = ledger
+        self._slots = [] if ledger is None else list(range(SLOTS))  # those that are free
+        self._looking: asyncio.TimerHandle | None = None
+        # By what is to end, or the id of the answer to a request.
+        self._ladders: dict[Assignment | Bundle | int, asyncio.TimerHandle] = {}
         self._killing: asyncio.TimerHandle | None = None
 
     # -- tasks -----------------------------------------------------------------------------
@@ -191,13 +122,43 @@ class Link:
             self.seat.is_doomed = True
             self._assigned.pop()
             self.seat.leave(quick=quick)
-            self.owner.returned(task)
+            self.owner.returned((task,))
             return
         except IPCError as error:
             assignment.set_exception(error)
             return
         task.holder = self
         task.begun(self._calls, assignment.answer_id)
+
+    @property
+    def takes_bundles(self) -> bool:
+        """It can have one more."""
+        return bool(self._slots)
+
+    def send_bundle(self, tasks: Sequence[PoolTask[Any]]) -> None:
+        """Give the worker tasks that are known to be over in a moment, in one message."""
+        ledger = self.ledger
+        assert ledger is not None, "it takes bundles"
+        bundle = Bundle(self, ledger, self._slots.pop(), tasks)
+        params: list[Any] = [bundle.slot]
+        for task in tasks:
+            params += task.work.params
+            task.holder = bundle
+        ledger.clear(bundle.slot)
+        self.seat.take(exclusive=True, quick=True, count=len(tasks))
+        self._assigned.append(bundle)
+        try:
+            bundle.answer_id = self._calls.begin(bundle, BUNDLE, params, None)
+        except SessionClosed:
+            # The worker has just gone: they have not begun.
+            self.seat.is_doomed = True
+            self._assigned.pop()
+            self.seat.leave(quick=True, count=len(tasks))
+            self.owner.returned(tasks)
+        except IPCError as error:
+            bundle.set_exception(error)
+        else:
+            self._look_later()
 
     def watch(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.task.Holder`."""
@@ -213,23 +174,36 @@ class Link:
             self.stop(assignment)
             self._calls.abandon(assignment.answer_id)
 
-    def stop(self, assignment: Assignment) -> None:
-        """A task is to end; if it will not, the worker does, when it is that task's turn."""
-        if assignment.quick:
-            assignment.quick = False
-            self.seat.slow += 1
-        if self.has_begun(assignment):
-            self._climb(assignment)
+    def stop(self, given: Assignment | Bundle) -> None:
+        """What it has is to end; if it will not, the worker does, when it is its turn."""
+        self.is_slow(given)
+        if self.has_begun(given):
+            self._climb(given)
 
-    def has_begun(self, assignment: Assignment) -> bool:
-        """Whether a task may have begun: of plain functions only the first of those not ended."""
-        return not assignment.work.exclusive or assignment is self._assigned[0]
+    def is_slow(self, given: Assignment | Bundle) -> None:
+        """Something that was to be over in a moment is not."""
+        if given.quick:
+            given.quick = False
+            self.seat.slow += given.unaccounted
 
-    def had_begun(self, assignment: Assignment) -> bool:
+    def has_begun(self, given: Assignment | Bundle) -> bool:
+        """Whether it may have begun: of plain functions only the first of those not ended."""
+        return not given.exclusive or given is self._assigned[0]
+
+    def had_begun(self, given: Assignment | Bundle) -> bool:
         """`has_begun` when the worker died, of which its tasks hear one after the other."""
+        self.seat.is_doomed = True
         if self._first_at_death is None:
             self._first_at_death = self._assigned[0]
-        return not assignment.work.exclusive or assignment is self._first_at_death
+        return not given.exclusive or given is self._first_at_death
+
+    def died_with(self, task: PoolTask[Any], error: SessionClosed) -> None:
+        """The worker died while it ran a task."""
+        if task.retries:
+            task.retries -= 1
+            self.owner.returned((task,))
+        else:
+            task.fail(self.death_of(task.work.name, error))
 
     def ended(self, assignment: Assignment, seconds: float | None) -> None:
         """A task that the worker had is over."""
@@ -237,20 +211,58 @@ class Link:
             self._calls.unwatch(assignment.answer_id)
         if assignment.work.method == STREAM:
             self._calls.streams.remove(assignment.answer_id)
+        self.left(1, quick=assignment.quick)
+        self._take_off(assignment)
+        self.owner.released(self, (assignment.work.key,), seconds)
+
+    def bundle_ended(
+        self, bundle: Bundle, rest: Sequence[PoolTask[Any]], longest: float | None
+    ) -> None:
+        """See `asyncipc.pool.bundle.Carrier`."""
+        self.left(bundle.unaccounted - len(rest), quick=bundle.quick)
+        self.seat.leave(quick=bundle.quick, count=len(rest))
+        self._slots.append(bundle.slot)
+        self._take_off(bundle)
+        if rest:
+            self.owner.returned(rest, is_gone=longest is None)
+        self.owner.released(self, bundle.keys, longest)
+
+    def returned(self, task: PoolTask[Any]) -> None:
+        """See `asyncipc.pool.carrier.Carrier`."""
+        self.owner.returned((task,))
+
+    def left(self, count: int, *, quick: bool) -> None:
+        """So many of its tasks are over."""
+        self.seat.leave(quick=quick, count=count)
+        self.tasks_done += count
+        self.has_served = True
+
+    def _take_off(self, given: Assignment | Bundle) -> None:
+        """It is over."""
         if self._ladders:
-            ladder = self._ladders.pop(assignment, None)
+            ladder = self._ladders.pop(given, None)
             if ladder is not None:
                 ladder.cancel()
-        if self._assigned[0] is assignment:
+        if self._assigned[0] is given:
             self._assigned.popleft()
         else:
-            self._assigned.remove(assignment)
-        self.seat.leave(quick=assignment.quick)
-        self.tasks_done += 1
-        self.has_served = True
-        if self._assigned and self._assigned[0].task is None:
-            self._climb(self._assigned[0])  # it was given up before it could begin
-        self.owner.released(self, assignment.work, seconds)
+            self._assigned.remove(given)
+        if self._assigned:
+            first = self._assigned[0]
+            if first.is_given_up:
+                self._climb(first)  # it was given up before it could begin
+            elif isinstance(first, Bundle):
+                self._look_later()
+
+    def _look_later(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(LOOK_INTERVAL, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        first = self._assigned[0] if self._assigned else None
+        if isinstance(first, Bundle) and not first.look():
+            self._look_later()
 
     def death_of(self, name: str | None, error: SessionClosed) -> WorkerDied:
         """The worker's death, for who waits for a task that died with it; or in general."""
@@ -263,9 +275,9 @@ class Link:
 
     def cancel_all(self) -> None:
         """Give up every task it has."""
-        for assignment in list(self._assigned):
-            if assignment.task is not None:
-                assignment.task.cancel()
+        for given in list(self._assigned):
+            for task in given.wanted():
+                task.cancel()
 
     @property
     def is_idle(self) -> bool:
@@ -273,7 +285,10 @@ class Link:
         return not (self.seat.load or self.seat.requests)
 
     def _assignment_of(self, task: PoolTask[Any]) -> Assignment | None:
-        return next((one for one in self._assigned if one.task is task), None)
+        return next(
+            (one for one in self._assigned if isinstance(one, Assignment) and one.task is task),
+            None,
+        )
 
     # -- requests --------------------------------------------------------------------------
 
@@ -316,11 +331,14 @@ class Link:
 
     # -- the ladder ------------------------------------------------------------------------
 
-    def _climb(self, what: Assignment | int) -> None:
+    def _climb(self, what: Assignment | Bundle | int) -> None:
         if what not in self._ladders:
-            self._ladders[what] = self._loop.call_later(self._grace, self._terminate)
+            self._ladders[what] = self._loop.call_later(self._grace, self._terminate, what)
 
-    def _terminate(self) -> None:
+    def _terminate(self, what: Assignment | Bundle | int) -> None:
+        if isinstance(what, Bundle) and not what.is_unwanted:
+            del self._ladders[what]  # the worker is at another task of it by now
+            return
         # It may still answer, which saves it no longer.
         self.seat.is_doomed = True
         self.process.terminate_once()
@@ -335,13 +353,8 @@ class Link:
 
     def closed(self) -> None:
         """It is dead."""
-        if self._killing is not None:
-            self._killing.cancel()
-
-
-_NO_RESULT: Final = [RESULT, 0.0, *dump(None)]
-
-
-def timed_out(task: PoolTask[Any]) -> TaskTimeout:
-    """What is told to who waits for a task that did not end in time."""
-    return TaskTimeout(f"no result of {task.work.name} within {task.timeout:g} s")
+        for timer in (self._killing, self._looking):
+            if timer is not None:
+                timer.cancel()
+        if self.ledger is not None:
+            self.ledger.close()

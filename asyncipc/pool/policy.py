@@ -14,7 +14,7 @@ __all__ = ["Backoff", "ChunkSizer", "Durations", "task_limit"]
 # tasks need some, or the worker would idle while its answer travels; what waits there cannot go to
 # another worker that becomes free earlier.
 AHEAD: Final = 0.001
-MAX_AHEAD: Final = 32
+MAX_AHEAD: Final = 64
 
 # Functions whose durations are remembered.
 MAX_FUNCTIONS: Final = 1024

@@ -4,6 +4,7 @@ Layer 4, inside the pool. Above: the scheduler and the supervisor.
 """
 
 import enum
+import math
 from typing import Final
 
 __all__ = ["Roster", "Seat", "WorkerState"]
@@ -110,17 +111,24 @@ class Seat:
         """It counts as one of the pool's workers: it is not on its way out."""
         return self.state is not WorkerState.RETIRING and not self.is_replaced
 
-    def take(self, *, exclusive: bool, quick: bool) -> None:
-        """It gets a task."""
-        self.load += 1
-        self.slow += not quick
-        self.taken += 1
-        self.is_exclusive = exclusive
+    @property
+    def remaining(self) -> float:
+        """How many tasks it may still get."""
+        return math.inf if self.limit is None else self.limit - self.taken
 
-    def leave(self, *, quick: bool) -> None:
-        """A task of it has ended."""
-        self.load -= 1
-        self.slow -= not quick
+    def take(self, *, exclusive: bool, quick: bool, count: int = 1) -> None:
+        """It gets tasks."""
+        self.load += count
+        self.taken += count
+        self.is_exclusive = exclusive
+        if not quick:
+            self.slow += count
+
+    def leave(self, *, quick: bool, count: int = 1) -> None:
+        """It has tasks no longer."""
+        self.load -= count
+        if not quick:
+            self.slow -= count
 
 
 class Roster:

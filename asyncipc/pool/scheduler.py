@@ -8,18 +8,22 @@ Layer 4, inside the pool. Above: the pool. Below: link, roster, policy, task.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 from asyncipc.errors import Busy, PoolClosed, PoolError
-from asyncipc.pool.link import Link, timed_out
+from asyncipc.pool.assignment import timed_out
+from asyncipc.pool.ledger import MAX_BUNDLE
+from asyncipc.pool.link import Link
 from asyncipc.pool.policy import Durations
 from asyncipc.pool.roster import Roster, Seat, WorkerState
 from asyncipc.pool.task import PoolTask
-from asyncipc.pool.work import Work
 from asyncipc.session.deadlines import Deadlines
 
 __all__ = ["Scheduler"]
+
+# Tasks that are worth a bundle.
+MIN_BUNDLE: Final = 2
 
 
 class Scheduler:
@@ -47,10 +51,12 @@ class Scheduler:
         self._deadlines = Deadlines(loop, self._waiting, self._expire)
         self._durations = Durations()
         self._is_giving_out = False
+        self._is_gathering = False
         self._links: dict[Seat, Link] = {}
         self._readiness: set[asyncio.Future[None]] = set()  # where requests wait for a worker
         self.roster: Roster = Roster(concurrency, count)
         self.moved: int = 0
+        self.bundled: int = 0
 
     @property
     def queued(self) -> int:
@@ -138,6 +144,13 @@ class Scheduler:
         task.holder = self
         if task.deadline is not None and task.timeout is not None:
             self._deadlines.add(task.number, task.deadline, task.work.name, task.timeout)
+        if not self._is_gathering:
+            self._is_gathering = True
+            self._loop.call_soon(self._gathered)
+
+    def _gathered(self) -> None:
+        self._is_gathering = False
+        self.give_out()
 
     def give_out(self) -> None:
         """Give waiting tasks to workers that may have them."""
@@ -148,7 +161,9 @@ class Scheduler:
         try:
             while waiting:
                 task = next(iter(waiting.values()))
-                if not self._place(task):
+                ahead = self._ahead(task)
+                placed = self._place(task) if ahead < 2 else self._place_together(task, ahead)
+                if not placed:
                     return
         finally:
             self._is_giving_out = False
@@ -160,10 +175,12 @@ class Scheduler:
     def watch(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.task.Holder`: a task that waits makes no progress."""
 
-    def released(self, link: Link, work: Work, seconds: float | None) -> None:
+    def released(self, link: Link, keys: Iterable[bytes | None], seconds: float | None) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        if work.key is not None and seconds is not None:
-            self._durations.note(work.key, seconds)
+        if seconds is not None:
+            for key in keys:
+                if key is not None:
+                    self._durations.note(key, seconds)
         self.on_change(link)
         if self._waiting and link.seat.load <= link.seat.refill_at:
             self.give_out()
@@ -177,14 +194,16 @@ class Scheduler:
         self.on_change(link)
         self.resumed()
 
-    def returned(self, task: PoolTask[Any]) -> None:
+    def returned(self, tasks: Sequence[PoolTask[Any]], *, is_gone: bool = True) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        self.moved += 1
+        if is_gone:
+            self.moved += len(tasks)
         if not self._returned:
-            # Not at once: the worker that it comes from hears of its own death right now.
+            # Not at once: the worker that they come from may hear of its own death right now.
             self._loop.call_soon(self._take_back)
-        self._returned.append(task)
-        task.holder = self
+        self._returned += tasks
+        for task in tasks:
+            task.holder = self
 
     def cancel_all(self) -> None:
         """Give up every task."""
@@ -230,7 +249,8 @@ class Scheduler:
         """Give a task to a worker; False if none may have it now."""
         work = task.work
         ahead = self._durations.ahead(work.key) if work.key is not None else 0
-        seat = self.roster.pick(exclusive=work.exclusive, ahead=ahead)
+        waits = ahead > 1 and task.fits_bundle and not self._is_giving_out
+        seat = self.roster.pick(exclusive=work.exclusive, ahead=0 if waits else ahead)
         if seat is None:
             return False
         if self._waiting:
@@ -240,6 +260,38 @@ class Scheduler:
         if seat.limit is not None or seat.is_doomed:
             self.on_change(link)
         return True
+
+    def _place_together(self, first: PoolTask[Any], ahead: int) -> bool:
+        """Give tasks that fit into a bundle to a worker, this one first; False if none may have it.
+
+        Not more than its share to one of several workers, and half of what may wait in one: while
+        it is at one bundle, it has another.
+        """
+        seat = self.roster.pick(exclusive=True, ahead=ahead)
+        if seat is None:
+            return False
+        link = self._links[seat]
+        if not link.takes_bundles:
+            return self._place(first) if link.ledger is None or seat.load == 0 else False
+        share = -(-len(self._waiting) // len(self.roster.seats))
+        most = min(MAX_BUNDLE, ahead // 2, share, seat.remaining)
+        tasks: list[PoolTask[Any]] = []
+        for task in self._waiting.values():
+            if len(tasks) >= most or self._ahead(task) < ahead / 2:
+                break
+            tasks.append(task)
+        if len(tasks) < MIN_BUNDLE:
+            return self._place(first)
+        for task in tasks:
+            del self._waiting[task.number]
+        self.bundled += len(tasks)
+        link.send_bundle(tasks)
+        self.on_change(link)
+        return True
+
+    def _ahead(self, task: PoolTask[Any]) -> int:
+        """How many such tasks may wait in a worker as parts of bundles."""
+        return self._durations.ahead(task.work.key) if task.fits_bundle and task.work.key else 0
 
     def _expire(self, number: int, _name: str, _timeout: float) -> None:
         task = self._waiting.pop(number)

@@ -37,6 +37,7 @@ class PoolStatistics(NamedTuple):
     :ivar failed: those that ended with an error, timeouts included
     :ivar cancelled: those that were given up
     :ivar moved: how often a task went back to the queue because its worker died
+    :ivar bundled: tasks that went to a worker together with others, because they are tiny
     :ivar workers_started: workers that became ready
     :ivar workers_died: workers that died, also where that was the only way to stop a task
     :ivar workers_recycled: workers that were replaced in good order
@@ -51,6 +52,7 @@ class PoolStatistics(NamedTuple):
     failed: int
     cancelled: int
     moved: int
+    bundled: int
     workers_started: int
     workers_died: int
     workers_recycled: int

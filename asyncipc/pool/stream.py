@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from asyncipc.errors import DecodeError
-from asyncipc.pool.jobs import RESULT
 from asyncipc.pool.payload import load, load_failure
+from asyncipc.pool.protocol import RESULT
 from asyncipc.pool.task import PoolTask
 from asyncipc.session.calls import Calls
 from asyncipc.session.item_receiver import ItemReceiver

@@ -47,12 +47,12 @@ class PoolTask(Generic[Result]):
     __slots__ = (
         "__weakref__",
         "_future",
-        "_has_failed",
         "_keeps_latest",
         "_latest",
         "_readers",
         "_relay",
         "deadline",
+        "has_result",
         "holder",
         "number",
         "on_done",
@@ -86,7 +86,7 @@ class PoolTask(Generic[Result]):
         self.holder: Holder | None = None
         self.on_done: Callable[[PoolTask[Any]], None] = on_done
         self.seconds: float = 0.0
-        self._has_failed = False
+        self.has_result: bool = False
         if self._relay is not None:
             self._future.add_done_callback(self._noticed)
 
@@ -127,7 +127,7 @@ class PoolTask(Generic[Result]):
 
     def failed(self) -> bool:
         """Whether it ended with an error."""
-        return self._has_failed
+        return self._future.done() and not (self.has_result or self._future.cancelled())
 
     def result(self) -> Result:
         """The result, or what `await` would raise; never waits.
@@ -199,7 +199,7 @@ class PoolTask(Generic[Result]):
         if self._future.cancelled():
             state = "cancelled"
         elif self._future.done():
-            state = "failed" if self._has_failed else "done"
+            state = "done" if self.has_result else "failed"
         return f"<PoolTask {self.work.name} {state}>"
 
     async def _relayed(self) -> Result:
@@ -213,6 +213,16 @@ class PoolTask(Generic[Result]):
         return result
 
     # -- for who has it --------------------------------------------------------------------
+
+    @property
+    def fits_bundle(self) -> bool:
+        """It may travel with others: nobody wants to hear of it before its end."""
+        return (
+            self.work.fits_bundle
+            and self.timeout is None
+            and self._relay is None
+            and not self._keeps_latest
+        )
 
     def keep_progress(self) -> None:
         """Whoever gave it may ask for its progress, which may have begun by then."""
@@ -250,6 +260,7 @@ class PoolTask(Generic[Result]):
             self.fail(failure)
             return
         self._future.set_result(result)
+        self.has_result = True
         self._is_over()
 
     def reject(self, failure: Failure) -> None:
@@ -259,7 +270,6 @@ class PoolTask(Generic[Result]):
     def fail(self, error: Exception) -> None:
         """It ends with an error."""
         if not self._future.done():
-            self._has_failed = True
             self._future.set_exception(error)
         self._is_over()
 
@@ -268,10 +278,9 @@ class PoolTask(Generic[Result]):
         if not self.cancel() and not self._future.cancelled():
             self._future.exception()
 
-    def _noticed(self, future: asyncio.Future[Result]) -> None:
+    def _noticed(self, _: asyncio.Future[Result]) -> None:
         """It ended: by itself, or because ``on_progress`` failed, of which nobody else hears."""
         if self.holder is not None:
-            self._has_failed = not future.cancelled()
             self._is_over()
 
     def _is_over(self) -> None:

@@ -5,12 +5,11 @@ Layer 4, inside the pool. Above: tasks, the pool. Below: payload, context_variab
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncipc.lazy import LazyModule
 from asyncipc.pool.context_variables import VariableNames, dump_context
 from asyncipc.pool.descriptors import Carried
-from asyncipc.pool.jobs import MAP, RUN, STREAM
 from asyncipc.pool.payload import (
     MAX_FUNCTIONS,
     dump_arguments,
@@ -19,6 +18,7 @@ from asyncipc.pool.payload import (
     goes_by_name,
     is_async,
 )
+from asyncipc.pool.protocol import MAP, RUN, STREAM
 from asyncipc.wire.attachments import Writable
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ else:
     shared_memory = LazyModule("asyncipc.transport.shared_memory")
 
 __all__ = ["Packer", "Work"]
+
+# Bytes of pickled arguments that a call in a bundle may have, whose message is to stay small.
+MAX_BUNDLED: Final = 512
+
+# Parameters of a call that has nothing beside the pickles of its function and its arguments.
+PLAIN: Final = 2
 
 # What is found out about a function: its pickle, its name, whether it is plain, and what its
 # duration is remembered under.
@@ -42,9 +48,10 @@ class Work:
     :ivar name: the function, for errors
     :ivar exclusive: it is a plain function, which needs a worker to itself
     :ivar key: what its duration is remembered under, or None where that tells nothing
+    :ivar fits_bundle: it is small enough to travel with others (`asyncipc.pool.bundle`)
     """
 
-    __slots__ = ("exclusive", "key", "metadata", "method", "name", "params")
+    __slots__ = ("exclusive", "fits_bundle", "key", "metadata", "method", "name", "params")
 
     def __init__(
         self,
@@ -62,6 +69,13 @@ class Work:
         self.name: str = name
         self.exclusive: bool = exclusive
         self.key: bytes | None = key
+        self.fits_bundle: bool = (
+            method == RUN
+            and exclusive
+            and metadata is None
+            and len(params) == PLAIN
+            and len(params[1]) <= MAX_BUNDLED
+        )
 
     @property
     def size(self) -> int:

@@ -28,10 +28,12 @@ from asyncipc.config import Limits, Timeouts
 from asyncipc.errors import DecodeError
 from asyncipc.pool import logs, stages
 from asyncipc.pool.generating import Generators
-from asyncipc.pool.jobs import FAILURE, MAP, RESULT, RUN, STREAM, Jobs
+from asyncipc.pool.jobs import Jobs
+from asyncipc.pool.ledger import Ledger
 from asyncipc.pool.main_module import clear_main, import_main
 from asyncipc.pool.outside import call_outside
 from asyncipc.pool.payload import dump_failure, function_name
+from asyncipc.pool.protocol import BUNDLE, FAILURE, MAP, RESULT, RUN, STREAM
 from asyncipc.process.fork import run_and_exit
 from asyncipc.process.lifeline import arm_inherited_lifeline
 from asyncipc.process.scheduling import become_batch
@@ -41,6 +43,7 @@ from asyncipc.session.handler import Handler
 from asyncipc.session.handlers import HandlerChain, Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
+from asyncipc.transport.fd import Fd
 from asyncipc.transport.sockets import SocketTransport
 from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
@@ -50,7 +53,7 @@ __all__ = ["BEGIN", "LOG", "STAGE", "TOO_LARGE", "WorkerSetup", "main", "new_set
 
 # The request that makes a worker ready, and the notifications it sends.
 BEGIN: Final = "asyncipc/begin"
-OWN_METHODS: Final = frozenset({BEGIN, RUN, MAP, STREAM})
+OWN_METHODS: Final = frozenset({BEGIN, RUN, MAP, STREAM, BUNDLE})
 LOG: Final = "asyncipc/log"
 STAGE: Final = "asyncipc/stage"
 TOO_LARGE: Final = "asyncipc/too_large"
@@ -188,7 +191,7 @@ class _Worker:
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         self._jobs.before_answer = self._post_from_threads
-        for method in (RUN, MAP):
+        for method in (RUN, MAP, BUNDLE):
             self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
         self._handlers.requests.add(Handler(STREAM, generators.stream))
         self._dispatch = exchange.dispatch
@@ -209,10 +212,12 @@ class _Worker:
         (Parameters are not bound by annotation: what that takes to import, few workers need.)
 
         :param params: how to import the main module and what else to import, both empty where the
-            zygote has done it, between them ``sys.argv``; and a `WorkerSetup`, pickled
+            zygote has done it, between them ``sys.argv``; a `WorkerSetup`, pickled; and the memory
+            of the `Ledger`, where there is any
         """
-        main, argv, preload, setup = params
+        main, argv, preload, setup, memory = params
         try:
+            self._open_ledger(memory)
             sys.argv[:] = argv
             if main:
                 self._enter(stages.IMPORTING_MAIN)
@@ -225,6 +230,13 @@ class _Worker:
             self._dispatch.complete(call, [FAILURE, 0.0, *dump_failure(error)])
         else:
             self._dispatch.complete(call, [RESULT, 0.0])
+
+    def _open_ledger(self, memory: Fd | None) -> None:
+        if memory is not None:
+            with memory:
+                ledger = Ledger(memory.fileno())
+            os.register_at_fork(after_in_child=ledger.detach)
+            self._jobs.bundles.ledger = ledger
 
     def _find(self, find: Callable[[str], tuple[Handler, ...]], method: str) -> tuple[Handler, ...]:
         """The handlers for a request; those of the service may take memory too, and keep it."""
