@@ -47,6 +47,7 @@ class FrameWriter:
     """
 
     __slots__ = (
+        "_asides",
         "_busy_poll",
         "_codec",
         "_lanes",
@@ -69,6 +70,7 @@ class FrameWriter:
         self._busy_poll = busy_poll
         self._queue: list[bytes] = []
         self._lanes = Lanes()  # large messages, and what stands behind them: not written here
+        self._asides = 0  # messages in the queue that have no answer, and are none
         self._taken = 0  # messages that have left the queue
         self._unread: Unread | None = None  # made when the transport is blocked
         self._raw: tuple[bytes, ...] = ()
@@ -116,6 +118,7 @@ class FrameWriter:
     def _next_frame(self) -> bytes:
         """All that waits, or as much of it as one frame may hold."""
         queue = self._queue
+        self._asides = 0
         if len(queue) == 1:
             envelope = queue[0]
             self._queue = []

@@ -159,6 +159,7 @@ class Outbox(FrameWriter):
 
     def respond(self, message: bytes) -> None:
         """`put` what the other side causes as often as it likes, and is no answer to a call."""
+        self._asides += 1
         self.put(message)
         if self.is_blocked:
             self._noted().note_response(self._taken + len(self._queue))
@@ -249,11 +250,15 @@ class Outbox(FrameWriter):
         queue = self._queue
         if len(queue) == 1 and not (self._lanes or self.is_blocked or self._was_full):
             self._queue = []
+            self._asides = 0
             self._taken += 1
             self.size = 0
             self._write_alone(queue[0])
         elif queue or self._lanes:
+            alone = len(queue) == 1 + self._asides and not self._lanes
             self.flush()
+            if alone and self.empty:
+                self._busy_poll.sent()
             if self._unread is not None:
                 self._unread.check_responses(self._taken)
 

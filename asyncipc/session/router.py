@@ -259,7 +259,7 @@ class Router:
         if self._assembler is None:
             self._assembler = Assembler(self._max_message)
         lengths, beside = message[2], None
-        if any(type(length) is not int for length in lengths):
+        if not {int}.issuperset(map(type, lengths)):
             if self._sideband is None:
                 raise RemoteProtocolError(
                     "the other side sent a transfer with descriptors or shared memory, which was "

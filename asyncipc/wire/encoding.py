@@ -205,7 +205,7 @@ class Flattener:
     def _placeholder(self, attachment: Attachment, kind: str) -> Any:
         self._attachments.append(attachment)
         index = len(self._attachments) - 1
-        return self.wrap(ATTACHMENT, self.flat([index, kind]))
+        return self.wrap(ATTACHMENT, [index, kind])
 
     def _array(self, value: Any) -> Any:
         head, data = self._payload(describe_array, value)

@@ -137,7 +137,12 @@ def _is_optional_text(value: Any) -> bool:
 
 
 def _is_sizes(value: Any) -> bool:
-    return value.__class__ is list and bool(value) and all(_is_size(size) for size in value)
+    return (
+        value.__class__ is list
+        and {int} == set(map(type, value))
+        and min(value) >= 0
+        and max(value) < 2**63
+    )
 
 
 def _is_list(value: Any) -> bool:
