@@ -12,16 +12,15 @@ from asyncipc.errors import (
     RequestRefused,
     RequestTimeout,
     SessionClosed,
-    TaskTimeout,
 )
 from asyncipc.pool.carrier import Carrier
 from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.payload import dump
 from asyncipc.pool.protocol import RESULT
-from asyncipc.pool.task import PoolTask
+from asyncipc.pool.task import PoolTask, timed_out
 from asyncipc.pool.work import Work
 
-__all__ = ["Assignment", "timed_out"]
+__all__ = ["Assignment"]
 
 
 class Assignment:
@@ -64,6 +63,8 @@ class Assignment:
     def set_result(self, answer: list[Any], /) -> None:
         """The worker answered; with nothing where what it had to say were items."""
         kind, seconds, *dumped = answer or _NO_RESULT
+        if self.work.fits_bundle:
+            self._carrier.gave(self.work.key, dumped if kind == RESULT else ())
         task = self._end(seconds)
         if task is None:
             drop_descriptors(dumped)
@@ -117,8 +118,3 @@ class Assignment:
 
 
 _NO_RESULT: Final = [RESULT, 0.0, *dump(None)]
-
-
-def timed_out(task: PoolTask[Any]) -> TaskTimeout:
-    """What is told to who waits for a task that did not end in time."""
-    return TaskTimeout(f"no result of {task.work.name} within {task.timeout:g} s")

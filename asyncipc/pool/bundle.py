@@ -14,16 +14,17 @@ from asyncipc.errors import RequestRefused, SessionClosed
 from asyncipc.pool.carrier import Carrier
 from asyncipc.pool.descriptors import drop_descriptors
 from asyncipc.pool.ledger import Ledger
-from asyncipc.pool.payload import load
+from asyncipc.pool.payload import load, load_failure
 from asyncipc.pool.protocol import FAILURE, RESULT
 from asyncipc.pool.task import PoolTask
 
-__all__ = ["LOOK_INTERVAL", "Bundle"]
+__all__ = ["LONGEST_LOOK_INTERVAL", "LOOK_INTERVAL", "Bundle"]
 
-# Seconds between two looks at what a worker has done of a bundle that it has not answered. It
-# should have been answered long before, so each task that has ended by then is told so: the others
-# may take their time.
+# Seconds until the first look at what a worker has done of a bundle that it has not answered, and
+# between two looks at most, which come ever more rarely while there is nothing new. It should have
+# been answered long before, so that who has ended is told at last: the others may take their time.
 LOOK_INTERVAL: Final = 0.005
+LONGEST_LOOK_INTERVAL: Final = 0.25
 
 
 class Bundle:
@@ -37,12 +38,12 @@ class Bundle:
     __slots__ = (
         "_carrier",
         "_has_ended",
+        "_keys",
         "_ledger",
         "_seen",
         "_tasks",
         "_told",
         "answer_id",
-        "keys",
         "quick",
         "slot",
         "unaccounted",
@@ -64,13 +65,13 @@ class Bundle:
         self.answer_id: int = 0
         self.quick: bool = True
         self.unaccounted: int = len(tasks)
-        self.keys: set[bytes | None] = {task.work.key for task in tasks}
+        self._keys = [task.work.key for task in tasks]
 
     @property
-    def is_unwanted(self) -> bool:
-        """The worker is at it, and nobody waits for the task that it is at."""
+    def unwanted(self) -> int | None:
+        """The task that the worker is at, if it is at this bundle and nobody waits for it."""
         at = self._ledger.count(self.slot)
-        return at < len(self._tasks) and self._tasks[at] is None
+        return at if at < len(self._tasks) and self._tasks[at] is None else None
 
     def wanted(self) -> list[PoolTask[Any]]:
         """The tasks that somebody waits for."""
@@ -96,17 +97,21 @@ class Bundle:
         return self._has_ended
 
     def set_result(self, answer: list[Any], /) -> None:
-        """The worker answered."""
-        longest = None
-        if answer[0] == RESULT:
-            _, _, ended, longest, *last = answer
-            self._tell_noted(ended - bool(last))
-            if last:
-                self._tell_next(last[0], last[1:])
-        else:  # what runs the tasks has failed itself, for want of memory perhaps
-            self._tell_noted(self._ledger.count(self.slot))
-            self._tell_next(FAILURE, answer[2:])
-        self._end(longest)
+        """The worker answered (see `asyncipc.pool.bundle_runner.Ran`)."""
+        if answer[0] == FAILURE:  # what runs the tasks has failed itself
+            self._failed(load_failure(answer[2:]))
+            return
+        _, _, ended, slowest, seconds, is_awaited, *last = answer
+        self._tell_noted(ended - bool(last))
+        if last:
+            kind, *outcome = last
+            self._carrier.gave(self._keys[ended - 1], outcome, fits=False)
+            self._tell_next(kind, outcome)
+        if slowest >= 0:
+            self._carrier.took(self._keys[slowest], seconds)
+        if is_awaited:
+            self._carrier.gave(self._keys[ended - 1], [], fits=None)
+        self._end()
 
     def set_exception(self, error: Exception, /) -> None:
         """The worker has died, or will not answer."""
@@ -116,18 +121,17 @@ class Bundle:
                 task = self._take_next()
                 if task is not None:
                     self._carrier.died_with(task, error)
-        elif not isinstance(error, RequestRefused):
-            for task in self.wanted():
-                task.holder = None
-                task.fail(error)
-            self._tasks.clear()
-        self._end(None)
+            self._end(is_gone=True)
+        elif isinstance(error, RequestRefused):
+            self._end(is_gone=True)
+        else:
+            self._failed(error)
 
     def look(self) -> bool:
-        """See what the worker, which is at it, has done of it.
+        """See what the worker, which is at it, has done of it; whether that was nothing new.
 
-        :returns: True if it is at the same task as at the last look. Those before are told how
-            they ended, and there is nothing more to see until it is over.
+        What has ended before the last look is told so. (Not what has ended since: the memory of
+        one processor may show that another counts a task before it shows the outcome.)
         """
         count = self._ledger.count(self.slot)
         if count != self._seen:
@@ -137,22 +141,35 @@ class Bundle:
         self._tell_noted(count)
         self.unaccounted -= count - told
         self._carrier.left(count - told, quick=self.quick)
-        if self.is_unwanted:
+        if self.unwanted is not None:
             self._carrier.stop(self)
         else:
             self._carrier.is_slow(self)
         return True
 
-    def _end(self, longest: float | None) -> None:
+    def _failed(self, error: Exception) -> None:
+        """There is no answer because of the task that the worker was at."""
+        self._tell_noted(self._ledger.count(self.slot))
+        task = self._take_next()
+        if task is not None:
+            task.fail(error)
+        self._end()
+
+    def _end(self, *, is_gone: bool = False) -> None:
         self._has_ended = True
         rest = self.wanted()
         for task in rest:
             task.holder = None
-        self._carrier.bundle_ended(self, rest, longest)
+        self._carrier.bundle_ended(self, rest, is_gone=is_gone)
 
     def _tell_noted(self, count: int) -> None:
         """Tell the first so many how they have ended, by the ledger."""
-        for kind, pickled in self._ledger.outcomes(self.slot, self._told, count):
+        outcomes = self._ledger.outcomes(self.slot, self._told, count)
+        if not outcomes:
+            return
+        largest = max(outcomes, key=_size)
+        self._carrier.gave(self._keys[self._told + outcomes.index(largest)], largest[1:])
+        for kind, pickled in outcomes:
             task = self._take_next()
             if task is None:
                 continue
@@ -180,3 +197,7 @@ class Bundle:
         if task is not None:
             task.holder = None
         return task
+
+
+def _size(outcome: tuple[int, bytes]) -> int:
+    return len(outcome[1])

@@ -3,12 +3,12 @@
 Layer 4, inside the pool. Above: jobs. Below: ledger, payload.
 """
 
-import math
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from time import perf_counter
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from asyncipc.pool.ledger import Ledger
 from asyncipc.pool.payload import FunctionCache, dump, dump_failure, dump_outcome, load_arguments
@@ -19,15 +19,32 @@ __all__ = ["BundleRunner", "Ran"]
 
 # Seconds after which the tasks of a bundle that have not begun go back: it was to be over by then,
 # and another worker may be free.
-TURN: Final = 0.001
+LONGEST: Final = 0.001
 
 # The parts of an outcome that is a result with nothing beside its pickle.
-PLAIN: Final = 2
+KIND_AND_PICKLE: Final = 2
 
-# How many of a bundle's tasks have ended (the rest have not begun), the longest time that one took,
-# and how the last of them ended where the ledger has no room for it: its kind, and what stands
-# behind that in an answer.
-Ran = tuple[int, float, list[Any]]
+# Seconds between two looks whether a task that is awaited was given up. The ledger wakes nobody;
+# and such a function is in a bundle once, and then never again.
+LOOK_INTERVAL: Final = 0.01
+
+
+class Ran(NamedTuple):
+    """What came of a bundle, as it stands in the answer.
+
+    :ivar ended: how many of its tasks have ended; the rest have not begun
+    :ivar slowest: which of them took longest; -1 if none was run
+    :ivar seconds: how long that was
+    :ivar is_awaited: the last gave something to be awaited, so that it was none for a bundle
+    :ivar last: how the last ended if the ledger has no room for that: its kind, and what stands
+        behind that in an answer
+    """
+
+    ended: int
+    slowest: int
+    seconds: float
+    is_awaited: bool
+    last: list[Any]
 
 
 class _BundledCall(Call):
@@ -41,7 +58,10 @@ class _BundledCall(Call):
     @property
     def cancelled(self) -> bool:
         """See `Call.cancelled`. The bundle itself is never given up: others want theirs."""
-        return self._ledger.is_given_up(*self._at)
+        if not (self.given_up or self.finished):  # when it is, its place may be another's
+            self._owner.look()  # others may have something to say meanwhile
+            self.given_up = self._ledger.is_given_up(*self._at)
+        return self.given_up
 
 
 class BundleRunner:
@@ -49,16 +69,23 @@ class BundleRunner:
 
     :param functions: those that the worker knows
     :param owner: of the calls
-    :param check: called when something was raised, and may raise instead
+    :param is_ending: whether this process was asked to end
     """
 
     def __init__(
-        self, functions: FunctionCache, owner: CallOwner, check: Callable[[], None]
+        self, functions: FunctionCache, owner: CallOwner, is_ending: Callable[[], bool]
     ) -> None:
         self._functions = functions
         self._owner = owner
-        self._check = check
+        self._is_ending = is_ending
+        self._is_twin = False
         self.ledger: Ledger | None = None  # what the application gave, which only then has bundles
+
+    def disown(self) -> None:
+        """In a process that a task has forked: nothing more is to be run, nor written down."""
+        self._is_twin = True
+        if self.ledger is not None:
+            self.ledger.detach()
 
     def run(
         self, wire_id: int, slot: int, packed: list[Any]
@@ -72,26 +99,29 @@ class BundleRunner:
         """
         ledger = self.ledger
         assert ledger is not None
-        longest, now = 0.0, perf_counter()
-        until = now + TURN
+        slowest, longest, now = -1, 0.0, perf_counter()
+        until = now + LONGEST
         count = len(packed) // 2
         for index in range(count):
+            self._check()
+            if now > until or self._is_twin:
+                count = index
+                break
             if ledger.is_given_up(slot, index):
                 if not ledger.note(slot, index, GIVEN_UP, b""):
-                    return Context(), (index + 1, longest, [GIVEN_UP])
+                    return Context(), Ran(index + 1, slowest, longest, False, [GIVEN_UP])
                 continue
-            if now > until:
-                return Context(), (index, longest, [])
             began, context = now, Context()
             call = _BundledCall(self._owner, wire_id, ledger, (slot, index))
             outcome = self._run_one(call, context, packed[2 * index], packed[2 * index + 1])
             now = perf_counter()
-            longest = max(longest, now - began)
+            if now - began >= longest:
+                slowest, longest = index, now - began
             if not isinstance(outcome, list):
-                return context, self._await(call, outcome, index + 1)
+                return context, self._await(call, outcome, index, began)
             if not _note(ledger, slot, index, outcome):
-                return context, (index + 1, longest, outcome)
-        return Context(), (count, longest, [])
+                return context, Ran(index + 1, slowest, longest, False, outcome)
+        return Context(), Ran(count, slowest, longest, False, [])
 
     def _run_one(
         self, call: Call, context: Context, pickled: bytes, arguments: bytes
@@ -112,16 +142,34 @@ class BundleRunner:
         call.finished = True
         return outcome
 
-    async def _await(self, call: Call, work: Coroutine[Any, Any, Any], ended: int) -> Ran:
-        """Await the last task. It was none for a bundle, so it counts as one that takes long."""
+    async def _await(
+        self, call: Call, work: Coroutine[Any, Any, Any], index: int, began: float
+    ) -> Ran:
+        """Await the last task."""
+        watching = asyncio.create_task(_cancel_when_given_up(call, asyncio.current_task()))
         try:
             result = await work
             outcome = [RESULT, *dump_outcome(result, f"the result of {call.method}")]
-        except BaseException as error:  # noqa: BLE001 - see `asyncipc.pool.jobs.Jobs`
-            self._check()
+        except BaseException as error:
+            if self._is_ending():
+                raise
             outcome = [FAILURE, *dump_failure(error)]
+        finally:
+            watching.cancel()
         call.finished = True
-        return ended, math.inf, outcome
+        return Ran(index + 1, index, perf_counter() - began, True, outcome)
+
+    def _check(self) -> None:
+        """Go on ending where what ran has caught the SystemExit."""
+        if self._is_ending():
+            raise SystemExit
+
+
+async def _cancel_when_given_up(call: Call, task: asyncio.Task[Any] | None) -> None:
+    while not call.cancelled:  # noqa: ASYNC110 - a flag in a ledger wakes nobody
+        await asyncio.sleep(LOOK_INTERVAL)
+    if task is not None:
+        task.cancel()
 
 
 def _note(ledger: Ledger, slot: int, index: int, outcome: list[Any]) -> bool:
@@ -129,4 +177,4 @@ def _note(ledger: Ledger, slot: int, index: int, outcome: list[Any]) -> bool:
     if outcome[0] == FAILURE:
         return ledger.note(slot, index, FAILURE, dump(outcome[1:])[0])
     # What stands beside the pickle has no place there.
-    return len(outcome) == PLAIN and ledger.note(slot, index, RESULT, outcome[1])
+    return len(outcome) == KIND_AND_PICKLE and ledger.note(slot, index, RESULT, outcome[1])

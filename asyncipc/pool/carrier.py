@@ -34,7 +34,7 @@ class Carrier(Protocol):
         """A task has not begun, and it will not begin it."""
 
     def left(self, count: int, *, quick: bool) -> None:
-        """So many of its tasks are over, while it is at others of their bundle."""
+        """So many of the tasks of a bundle are over."""
 
     def ended(self, given: Any, seconds: float | None) -> None:
         """The call of one task is over.
@@ -42,11 +42,18 @@ class Carrier(Protocol):
         :param seconds: how long it took, if it came to its end
         """
 
-    def bundle_ended(
-        self, bundle: Any, rest: Sequence[PoolTask[Any]], longest: float | None
-    ) -> None:
+    def bundle_ended(self, bundle: Any, rest: Sequence[PoolTask[Any]], *, is_gone: bool) -> None:
         """The call of a bundle is over.
 
         :param rest: those of its tasks that have not begun
-        :param longest: seconds that one of the others took at most; None if it was not answered
+        :param is_gone: and this worker will not begin them
+        """
+
+    def took(self, key: bytes | None, seconds: float) -> None:
+        """A task took so long (for the key see `asyncipc.pool.work.Work`)."""
+
+    def gave(self, key: bytes | None, result: Sequence[Any], *, fits: bool | None = True) -> None:
+        """A task gave this result, as `asyncipc.pool.payload.dump` made it.
+
+        :param fits: whether the ledger had room for it; None: it will never be one for a bundle
         """

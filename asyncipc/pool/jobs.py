@@ -92,7 +92,7 @@ class Jobs:
         self._look = back_inside(self._loop, look)
         self._is_ending = is_ending
         self._functions = FunctionCache()
-        self.bundles: BundleRunner = BundleRunner(self._functions, dispatch, self._check)
+        self.bundles: BundleRunner = BundleRunner(self._functions, dispatch, is_ending)
         self._waiting: deque[Job] = deque()
         self._is_scheduled = False
         self._is_running = False
@@ -119,6 +119,11 @@ class Jobs:
         if job in self._waiting:
             self._waiting.remove(job)
             drop_descriptors(job.params)
+
+    def disown(self) -> None:
+        """In a process that a task has forked: what waits here is not to be run there as well."""
+        self._waiting.clear()
+        self.bundles.disown()
 
     def _schedule(self) -> None:
         self._is_scheduled = True
@@ -285,8 +290,8 @@ class Jobs:
 
 def _as_answer(job: Job, seconds: float, result: Any) -> list[Any]:
     if job.method == BUNDLE:
-        ended, longest, last = result
-        return [RESULT, seconds, ended, longest, *last]
+        *ran, last = result
+        return [RESULT, seconds, *ran, *last]
     return [RESULT, seconds, *dump_outcome(result, f"the result of {job.call.method}")]
 
 

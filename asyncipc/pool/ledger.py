@@ -12,7 +12,7 @@ import tempfile
 from itertools import pairwise
 from typing import Final
 
-__all__ = ["MAX_BUNDLE", "SLOTS", "Ledger", "new_memory"]
+__all__ = ["MAX_BUNDLE", "ROOM", "SLOTS", "Ledger", "new_memory"]
 
 # Bundles that a worker may have: one that it is at, and one that waits, so that it never does.
 SLOTS: Final = 2
@@ -28,6 +28,10 @@ BORDERS: Final = 1
 FLAGS: Final = WORD * (BORDERS + MAX_BUNDLE + 1)
 OUTCOMES: Final = FLAGS + MAX_BUNDLE
 SLOT_SIZE: Final = 16 * 1024
+
+# Bytes that the outcomes of one bundle may have. A task beyond goes back, to be sent again, so a
+# bundle is made only of those whose results are known to fit.
+ROOM: Final = SLOT_SIZE - OUTCOMES
 
 
 class Ledger:
@@ -97,7 +101,7 @@ class Ledger:
         words, first = self._words, slot * SLOT_SIZE // WORD
         begin = words[first + BORDERS + index]
         end = begin + 1 + len(pickled)
-        if end > SLOT_SIZE - OUTCOMES:
+        if end > ROOM:
             return False
         at = slot * SLOT_SIZE + OUTCOMES
         self._memory[at + begin] = kind

@@ -8,8 +8,9 @@ roster, session.
 """
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -19,8 +20,8 @@ from asyncipc.errors import (
     WorkerDied,
 )
 from asyncipc.pool.assignment import Assignment
-from asyncipc.pool.bundle import LOOK_INTERVAL, Bundle
-from asyncipc.pool.ledger import SLOTS, Ledger
+from asyncipc.pool.bundle import LONGEST_LOOK_INTERVAL, LOOK_INTERVAL, Bundle
+from asyncipc.pool.ledger import ROOM, SLOTS, Ledger
 from asyncipc.pool.protocol import BUNDLE, STREAM
 from asyncipc.pool.roster import Seat
 from asyncipc.pool.starting import Started
@@ -38,12 +39,14 @@ __all__ = ["Link", "Owner"]
 class Owner(Protocol):
     """Who gives tasks to workers."""
 
-    def released(self, link: "Link", keys: Iterable[bytes | None], seconds: float | None) -> None:
-        """A worker has ended tasks and has room for others.
+    def released(self, link: "Link") -> None:
+        """A worker has ended tasks and has room for others."""
 
-        :param keys: what their durations are remembered under (`asyncipc.pool.work.Work`)
-        :param seconds: how long one of them took at most, if that is known
-        """
+    def took(self, key: bytes, seconds: float) -> None:
+        """A task of such a function took so long (see `asyncipc.pool.work.Work`)."""
+
+    def gave(self, key: bytes, size: float) -> None:
+        """Its result has so many bytes in a ledger; infinite for one that is none for bundles."""
 
     def doomed(self, link: "Link") -> None:
         """A worker was told to end, because something in it will not."""
@@ -96,6 +99,7 @@ class Link:
         self.ledger: Ledger | None = ledger
         self._slots = [] if ledger is None else list(range(SLOTS))  # those that are free
         self._looking: asyncio.TimerHandle | None = None
+        self._pause = LOOK_INTERVAL  # until that look
         # By what is to end, or the id of the answer to a request.
         self._ladders: dict[Assignment | Bundle | int, asyncio.TimerHandle] = {}
         self._killing: asyncio.TimerHandle | None = None
@@ -213,19 +217,36 @@ class Link:
             self._calls.streams.remove(assignment.answer_id)
         self.left(1, quick=assignment.quick)
         self._take_off(assignment)
-        self.owner.released(self, (assignment.work.key,), seconds)
+        if seconds is not None:
+            self.took(assignment.work.key, seconds)
+        self.owner.released(self)
 
-    def bundle_ended(
-        self, bundle: Bundle, rest: Sequence[PoolTask[Any]], longest: float | None
-    ) -> None:
-        """See `asyncipc.pool.bundle.Carrier`."""
+    def bundle_ended(self, bundle: Bundle, rest: Sequence[PoolTask[Any]], *, is_gone: bool) -> None:
+        """See `asyncipc.pool.carrier.Carrier`."""
         self.left(bundle.unaccounted - len(rest), quick=bundle.quick)
-        self.seat.leave(quick=bundle.quick, count=len(rest))
         self._slots.append(bundle.slot)
-        self._take_off(bundle)
         if rest:
-            self.owner.returned(rest, is_gone=longest is None)
-        self.owner.released(self, bundle.keys, longest)
+            self.seat.leave(quick=bundle.quick, count=len(rest))
+            self.seat.hand_back(len(rest))
+            self.owner.returned(rest, is_gone=is_gone)
+        self._take_off(bundle)
+        self.owner.released(self)
+
+    def took(self, key: bytes | None, seconds: float) -> None:
+        """See `asyncipc.pool.carrier.Carrier`."""
+        if key is not None:
+            self.owner.took(key, seconds)
+
+    def gave(self, key: bytes | None, result: Sequence[Any], *, fits: bool | None = True) -> None:
+        """See `asyncipc.pool.carrier.Carrier`."""
+        if key is None:
+            return
+        if fits is None:
+            self.owner.gave(key, math.inf)
+        elif not fits or len(result) > 1:
+            self.owner.gave(key, ROOM)
+        else:
+            self.owner.gave(key, 1 + len(result[0]) if result else 1)
 
     def returned(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.carrier.Carrier`."""
@@ -254,15 +275,22 @@ class Link:
             elif isinstance(first, Bundle):
                 self._look_later()
 
-    def _look_later(self) -> None:
-        if self._looking is None:
-            self._looking = self._loop.call_later(LOOK_INTERVAL, self._look)
+    def _look_later(self, pause: float = LOOK_INTERVAL) -> None:
+        if self._looking is not None:
+            if pause >= self._pause:
+                return
+            self._looking.cancel()
+        self._pause = pause
+        self._looking = self._loop.call_later(pause, self._look)
 
     def _look(self) -> None:
         self._looking = None
         first = self._assigned[0] if self._assigned else None
-        if isinstance(first, Bundle) and not first.look():
-            self._look_later()
+        if isinstance(first, Bundle):
+            is_at_the_same = first.look()
+            self._look_later(
+                min(2 * self._pause, LONGEST_LOOK_INTERVAL) if is_at_the_same else LOOK_INTERVAL
+            )
 
     def death_of(self, name: str | None, error: SessionClosed) -> WorkerDied:
         """The worker's death, for who waits for a task that died with it; or in general."""
@@ -333,11 +361,16 @@ class Link:
 
     def _climb(self, what: Assignment | Bundle | int) -> None:
         if what not in self._ladders:
-            self._ladders[what] = self._loop.call_later(self._grace, self._terminate, what)
+            of_bundle = what.unwanted if isinstance(what, Bundle) else None
+            self._ladders[what] = self._loop.call_later(
+                self._grace, self._terminate, what, of_bundle
+            )
 
-    def _terminate(self, what: Assignment | Bundle | int) -> None:
-        if isinstance(what, Bundle) and not what.is_unwanted:
-            del self._ladders[what]  # the worker is at another task of it by now
+    def _terminate(self, what: Assignment | Bundle | int, of_bundle: int | None) -> None:
+        if isinstance(what, Bundle) and (of_bundle is None or what.unwanted != of_bundle):
+            del self._ladders[what]  # the worker is at another task of it by now, which has its own
+            if what.unwanted is not None:
+                self._climb(what)
             return
         # It may still answer, which saves it no longer.
         self.seat.is_doomed = True

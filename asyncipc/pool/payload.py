@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "load_arguments",
     "load_failure",
+    "safe_repr",
 ]
 
 PROTOCOL: Final = 5
@@ -261,8 +262,20 @@ def _described(error: BaseException) -> Failure:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
     notes = [note for note in getattr(error, "__notes__", None) or () if isinstance(note, str)]
-    cleaned = [part.encode("utf-8", "backslashreplace").decode() for part in (message, text)]
-    return [data, name, *cleaned, notes]
+    return [data, _plain(name), _plain(message), _plain(text), [_plain(note) for note in notes]]
+
+
+def _plain(text: str) -> str:
+    """The text as a str that can be sent, whatever it holds and whatever subclass it is of."""
+    return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def safe_repr(value: object) -> str:
+    """The beginning of a repr, for errors, also where that raises."""
+    try:
+        return f"{value!r:.200}"
+    except BaseException as error:  # noqa: BLE001 - its class may be as broken as it likes
+        return f"<{type(value).__qualname__}; its repr raised {type(error).__name__}>"
 
 
 def load_failure(failure: Failure) -> Exception:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Backoff", "ChunkSizer", "Durations", "task_limit"]
+__all__ = ["Backoff", "ChunkSizer", "Durations", "Maxima", "task_limit"]
 
 # Seconds of work that may wait in a worker behind what it runs, where all workers are busy. Tiny
 # tasks need some, or the worker would idle while its answer travels; what waits there cannot go to
@@ -46,24 +46,32 @@ CHUNKS_PER_WORKER: Final = 8
 JITTER: Final = 0.1
 
 
-class Durations:
-    """How long functions take: the longest time, which fades as shorter ones follow."""
+class Maxima:
+    """The largest of something that was seen of each function, which fades as less follows."""
 
     def __init__(self) -> None:
-        self._seconds: dict[bytes, float] = {}
+        self._known: dict[bytes, float] = {}
 
-    def note(self, function: bytes, seconds: float) -> None:
+    def note(self, function: bytes, value: float) -> None:
         """A function ran."""
-        known = self._seconds.get(function, 0.0)
-        if seconds < known:
-            seconds = max(seconds, known * DECAY)
-        elif not known and len(self._seconds) >= MAX_FUNCTIONS:
-            self._seconds.clear()
-        self._seconds[function] = seconds
+        known = self._known.get(function, 0.0)
+        if value < known:
+            value = max(value, known * DECAY)
+        elif not known and len(self._known) >= MAX_FUNCTIONS:
+            self._known.clear()
+        self._known[function] = value
+
+    def of(self, function: bytes) -> float | None:
+        """What is known; None before it ran."""
+        return self._known.get(function)
+
+
+class Durations(Maxima):
+    """How long functions take, in seconds."""
 
     def ahead(self, function: bytes) -> int:
         """How many of its tasks may wait in a worker; none before it is known to be fast."""
-        seconds = self._seconds.get(function)
+        seconds = self._known.get(function)
         if seconds is None or seconds > AHEAD:
             return 0
         return int(AHEAD / seconds) if seconds > AHEAD / MAX_AHEAD else MAX_AHEAD

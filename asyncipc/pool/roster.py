@@ -124,6 +124,10 @@ class Seat:
         if not quick:
             self.slow += count
 
+    def hand_back(self, count: int) -> None:
+        """It has not begun tasks that it got, and will not."""
+        self.taken -= count
+
     def leave(self, *, quick: bool, count: int = 1) -> None:
         """It has tasks no longer."""
         self.load -= count

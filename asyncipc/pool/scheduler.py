@@ -8,22 +8,22 @@ Layer 4, inside the pool. Above: the pool. Below: link, roster, policy, task.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from asyncipc.errors import Busy, PoolClosed, PoolError
-from asyncipc.pool.assignment import timed_out
-from asyncipc.pool.ledger import MAX_BUNDLE
+from asyncipc.pool.ledger import MAX_BUNDLE, ROOM
 from asyncipc.pool.link import Link
-from asyncipc.pool.policy import Durations
+from asyncipc.pool.policy import Durations, Maxima
 from asyncipc.pool.roster import Roster, Seat, WorkerState
-from asyncipc.pool.task import PoolTask
+from asyncipc.pool.task import PoolTask, timed_out
 from asyncipc.session.deadlines import Deadlines
 
 __all__ = ["Scheduler"]
 
-# Tasks that are worth a bundle.
+# Tasks that are worth a bundle, and bytes of a result beyond which too few would fit into one.
 MIN_BUNDLE: Final = 2
+LARGEST_RESULT: Final = ROOM // 8
 
 
 class Scheduler:
@@ -50,6 +50,7 @@ class Scheduler:
         self._returned: list[PoolTask[Any]] = []
         self._deadlines = Deadlines(loop, self._waiting, self._expire)
         self._durations = Durations()
+        self._sizes = Maxima()  # of results, in a ledger
         self._is_giving_out = False
         self._is_gathering = False
         self._links: dict[Seat, Link] = {}
@@ -61,7 +62,7 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Tasks that wait for a worker."""
-        return len(self._waiting) + len(self._returned)
+        return len(self._waiting) + sum(not task.done() for task in self._returned)
 
     @property
     def links(self) -> list[Link]:
@@ -133,8 +134,10 @@ class Scheduler:
         :param bounded: not beside more than ``max_queued`` others
         :raises Busy: so many wait already
         """
-        if not self._waiting and self._place(task):
+        if not self._waiting and self._place(task, gathers=True):
             return
+        if bounded and len(self._waiting) >= self._max_queued and self._is_gathering:
+            self.give_out()  # what waits for the end of this turn only
         if bounded and len(self._waiting) >= self._max_queued:
             raise Busy(
                 f"{len(self._waiting)} tasks wait for a worker already; max_queued is "
@@ -159,10 +162,12 @@ class Scheduler:
         waiting = self._waiting
         self._is_giving_out = True
         try:
-            while waiting:
-                task = next(iter(waiting.values()))
+            while (task := next(filter(_is_wanted, waiting.values()), None)) is not None:
                 ahead = self._ahead(task)
-                placed = self._place(task) if ahead < 2 else self._place_together(task, ahead)
+                if ahead < MIN_BUNDLE:
+                    placed = self._place(task)
+                else:
+                    placed = self._place_together(task, ahead)
                 if not placed:
                     return
         finally:
@@ -175,15 +180,19 @@ class Scheduler:
     def watch(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.task.Holder`: a task that waits makes no progress."""
 
-    def released(self, link: Link, keys: Iterable[bytes | None], seconds: float | None) -> None:
+    def released(self, link: Link) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        if seconds is not None:
-            for key in keys:
-                if key is not None:
-                    self._durations.note(key, seconds)
         self.on_change(link)
         if self._waiting and link.seat.load <= link.seat.refill_at:
             self.give_out()
+
+    def took(self, key: bytes, seconds: float) -> None:
+        """See `asyncipc.pool.link.Owner`."""
+        self._durations.note(key, seconds)
+
+    def gave(self, key: bytes, size: float) -> None:
+        """See `asyncipc.pool.link.Owner`."""
+        self._sizes.note(key, size)
 
     def doomed(self, link: Link) -> None:
         """See `asyncipc.pool.link.Owner`."""
@@ -196,14 +205,17 @@ class Scheduler:
 
     def returned(self, tasks: Sequence[PoolTask[Any]], *, is_gone: bool = True) -> None:
         """See `asyncipc.pool.link.Owner`."""
-        if is_gone:
-            self.moved += len(tasks)
-        if not self._returned:
-            # Not at once: the worker that they come from may hear of its own death right now.
-            self._loop.call_soon(self._take_back)
-        self._returned += tasks
         for task in tasks:
             task.holder = self
+        if not is_gone:
+            self.bundled -= len(tasks)
+            self._put_back(tasks)
+            return
+        self.moved += len(tasks)
+        if not self._returned:
+            # Not at once: the worker that they come from hears of its own death right now.
+            self._loop.call_soon(self._take_back)
+        self._returned += tasks
 
     def cancel_all(self) -> None:
         """Give up every task."""
@@ -235,21 +247,28 @@ class Scheduler:
 
     def _take_back(self) -> None:
         returned, self._returned = self._returned, []
-        returned.sort(key=_number, reverse=True)
-        for task in returned:
+        self._put_back(returned)
+        self.give_out()
+
+    def _put_back(self, tasks: Sequence[PoolTask[Any]]) -> None:
+        """They were given before all that wait, and are given out before them."""
+        for task in sorted(tasks, key=_number, reverse=True):
             if task.done():
                 continue
             self._waiting[task.number] = task
             self._waiting.move_to_end(task.number, last=False)
             if task.deadline is not None and task.timeout is not None:
                 self._deadlines.add(task.number, task.deadline, task.work.name, task.timeout)
-        self.give_out()
 
-    def _place(self, task: PoolTask[Any]) -> bool:
-        """Give a task to a worker; False if none may have it now."""
+    def _place(self, task: PoolTask[Any], *, gathers: bool = False) -> bool:
+        """Give a task to a worker; False if none may have it now.
+
+        :param gathers: it may be one of many, so that it rather waits for the others than in a
+            worker
+        """
         work = task.work
         ahead = self._durations.ahead(work.key) if work.key is not None else 0
-        waits = ahead > 1 and task.fits_bundle and not self._is_giving_out
+        waits = gathers and self._ahead(task) >= MIN_BUNDLE
         seat = self.roster.pick(exclusive=work.exclusive, ahead=0 if waits else ahead)
         if seat is None:
             return False
@@ -271,15 +290,13 @@ class Scheduler:
         if seat is None:
             return False
         link = self._links[seat]
+        if link.ledger is None:
+            return self._place(first)
         if not link.takes_bundles:
-            return self._place(first) if link.ledger is None or seat.load == 0 else False
+            return False
         share = -(-len(self._waiting) // len(self.roster.seats))
         most = min(MAX_BUNDLE, ahead // 2, share, seat.remaining)
-        tasks: list[PoolTask[Any]] = []
-        for task in self._waiting.values():
-            if len(tasks) >= most or self._ahead(task) < ahead / 2:
-                break
-            tasks.append(task)
+        tasks = self._gather(most, ahead / 2)
         if len(tasks) < MIN_BUNDLE:
             return self._place(first)
         for task in tasks:
@@ -289,9 +306,35 @@ class Scheduler:
         self.on_change(link)
         return True
 
+    def _gather(self, most: float, ahead: float) -> list[PoolTask[Any]]:
+        """The first tasks that wait, as far as they fit into one bundle.
+
+        :param ahead: so many such tasks may wait in a worker at least
+        """
+        room: float = ROOM
+        tasks: list[PoolTask[Any]] = []
+        key, size = None, 0.0  # of the last one: many are the same
+        for task in filter(_is_wanted, self._waiting.values()):
+            if task.work.key is not key:
+                if self._ahead(task) < ahead:
+                    break
+                key = task.work.key
+                size = self._sizes.of(key) or 0.0 if key is not None else 0.0
+            room -= size
+            if len(tasks) >= most or room < 0 or not task.fits_bundle:
+                break
+            tasks.append(task)
+        return tasks
+
     def _ahead(self, task: PoolTask[Any]) -> int:
         """How many such tasks may wait in a worker as parts of bundles."""
-        return self._durations.ahead(task.work.key) if task.fits_bundle and task.work.key else 0
+        key = task.work.key
+        if key is None or not task.fits_bundle:
+            return 0
+        size = self._sizes.of(key)
+        if size is None or size > LARGEST_RESULT:
+            return 0
+        return self._durations.ahead(key)
 
     def _expire(self, number: int, _name: str, _timeout: float) -> None:
         task = self._waiting.pop(number)
@@ -301,6 +344,11 @@ class Scheduler:
 
 def _link_number(link: Link) -> int:
     return link.number
+
+
+def _is_wanted(task: PoolTask[Any]) -> bool:
+    """One that was given up leaves the queue when who waited for it has had a turn."""
+    return not task.done()
 
 
 def _number(task: PoolTask[Any]) -> int:

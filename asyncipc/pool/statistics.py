@@ -36,7 +36,7 @@ class PoolStatistics(NamedTuple):
     :ivar done: of these, those that ended with a result
     :ivar failed: those that ended with an error, timeouts included
     :ivar cancelled: those that were given up
-    :ivar moved: how often a task went back to the queue because its worker died
+    :ivar moved: how often a task went back to the queue because its worker was gone
     :ivar bundled: tasks that went to a worker together with others, because they are tiny
     :ivar workers_started: workers that became ready
     :ivar workers_died: workers that died, also where that was the only way to stop a task

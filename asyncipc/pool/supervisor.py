@@ -228,9 +228,10 @@ class Supervisor:
         failures = self._backoff.failures
         now = monotonic()
         self._failing_since = self._failing_since or now
-        if failures > 1 or not self._has_died_early:
-            logger.error("a worker did not come up (%d in a row): %s", failures, error)
         is_final = isinstance(error, PoolError) or failures >= MAX_FIRST_FAILURES
+        is_raised = is_final and self._openings  # for who waits for the workers
+        if not is_raised and (failures > 1 or not self._has_died_early):
+            logger.error("a worker did not come up (%d in a row): %s", failures, error)
         if is_final:
             for opening in self._openings:
                 if not opening.done():
@@ -295,7 +296,12 @@ class Supervisor:
 def _as_pool_error(error: BaseException) -> PoolError:
     """An error of one's own for each who is told: each carries its own traceback."""
     text = str(error) if isinstance(error, IPCError) else repr(error)
-    failure = PoolError(text if isinstance(error, PoolError) else f"workers don't come up: {text}")
+    if isinstance(error, PoolError):  # which has said it all
+        failure = PoolError(text)
+        failure.__cause__ = error.__cause__
+        failure.__suppress_context__ = True
+        return failure
+    failure = PoolError(f"workers don't come up: {text}")
     failure.__cause__ = error
     return failure
 

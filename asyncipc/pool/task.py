@@ -10,15 +10,15 @@ from contextvars import Context
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from asyncipc.errors import DecodeError
+from asyncipc.errors import DecodeError, TaskTimeout
 from asyncipc.pool.descriptors import drop_descriptors
-from asyncipc.pool.payload import Failure, load, load_failure
+from asyncipc.pool.payload import Failure, load, load_failure, safe_repr
 from asyncipc.pool.work import Work
 from asyncipc.session.calls import Calls
 from asyncipc.session.context import Progress
 from asyncipc.session.progress import OnProgress, ProgressRelay
 
-__all__ = ["PoolTask"]
+__all__ = ["PoolTask", "timed_out"]
 
 Result = TypeVar("Result")
 
@@ -254,13 +254,14 @@ class PoolTask(Generic[Result]):
         except BaseException as error:  # noqa: BLE001 - a class of the user's may raise anything
             failure = DecodeError(
                 f"the result of {self.work.name} cannot be unpickled: {type(error).__name__}: "
-                f"{error!r:.200}"
+                f"{safe_repr(error)}"
             )
             failure.__cause__ = error
             self.fail(failure)
             return
-        self._future.set_result(result)
-        self.has_result = True
+        if not self._future.done():  # which code that unpickling runs may have changed
+            self._future.set_result(result)
+            self.has_result = True
         self._is_over()
 
     def reject(self, failure: Failure) -> None:
@@ -291,6 +292,11 @@ class PoolTask(Generic[Result]):
         if holder is not None:
             holder.give_up(self)
         self.on_done(self)
+
+
+def timed_out(task: PoolTask[Any]) -> TaskTimeout:
+    """What is told to who waits for a task that did not end in time."""
+    return TaskTimeout(f"no result of {task.work.name} within {task.timeout:g} s")
 
 
 class _Callback:

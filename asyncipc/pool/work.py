@@ -28,11 +28,11 @@ else:
 
 __all__ = ["Packer", "Work"]
 
-# Bytes of pickled arguments that a call in a bundle may have, whose message is to stay small.
-MAX_BUNDLED: Final = 512
+# Bytes of function and arguments that a call in a bundle may have: 32 of them fit one frame.
+MAX_BUNDLED: Final = 1000
 
-# Parameters of a call that has nothing beside the pickles of its function and its arguments.
-PLAIN: Final = 2
+# The parameters of a call that has nothing beside the pickles of its function and its arguments.
+PICKLES: Final = 2
 
 # What is found out about a function: its pickle, its name, whether it is plain, and what its
 # duration is remembered under.
@@ -42,7 +42,7 @@ _Known = tuple[bytes, str, bool, bytes]
 class Work:
     """What a worker is to do.
 
-    :ivar method: `asyncipc.pool.jobs.RUN` or ``MAP``
+    :ivar method: one of `asyncipc.pool.protocol`
     :ivar params: what the worker gets with it; the first is the function's pickle
     :ivar metadata: what goes along: context variables, and that items are wanted; or None
     :ivar name: the function, for errors
@@ -73,8 +73,8 @@ class Work:
             method == RUN
             and exclusive
             and metadata is None
-            and len(params) == PLAIN
-            and len(params[1]) <= MAX_BUNDLED
+            and len(params) == PICKLES
+            and len(params[0]) + len(params[1]) <= MAX_BUNDLED
         )
 
     @property

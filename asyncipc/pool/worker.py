@@ -194,6 +194,7 @@ class _Worker:
         for method in (RUN, MAP, BUNDLE):
             self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
         self._handlers.requests.add(Handler(STREAM, generators.stream))
+        os.register_at_fork(after_in_child=self._jobs.disown)
         self._dispatch = exchange.dispatch
         self._handlers.requests.add(Handler(BEGIN, self._begin, deferred=True))
         await session.start()
@@ -234,9 +235,7 @@ class _Worker:
     def _open_ledger(self, memory: Fd | None) -> None:
         if memory is not None:
             with memory:
-                ledger = Ledger(memory.fileno())
-            os.register_at_fork(after_in_child=ledger.detach)
-            self._jobs.bundles.ledger = ledger
+                self._jobs.bundles.ledger = Ledger(memory.fileno())
 
     def _find(self, find: Callable[[str], tuple[Handler, ...]], method: str) -> tuple[Handler, ...]:
         """The handlers for a request; those of the service may take memory too, and keep it."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 
-from asyncipc import EncodeError, Pool, RemoteError, WorkerDied, progress
+from asyncipc import EncodeError, Fd, Pool, RemoteError, WorkerDied, current_call, progress
 from asyncipc.pool.ledger import MAX_BUNDLE, SLOT_SIZE
 from asyncipc.pool.payload import dump_function
 from asyncipc.pool.policy import MAX_AHEAD
@@ -149,9 +149,51 @@ async def test_what_is_awaited_is_waited_for() -> None:
         one, four, error, three = await bundled(pool, calls)
         assert (one, four, three) == (1, 4, 3)
         assert isinstance(error, ValueError)
-        before = pool.statistics().bundled  # a function that gives what is to be awaited is none
-        assert await run_together(pool, [NOTHING] * 10) == [None] * 10
+        # A function that gives what is to be awaited is none for bundles.
+        before = pool.statistics().bundled
+        for _ in range(20):
+            assert await run_together(pool, [NOTHING] * 10) == [None] * 10
         assert pool.statistics().bundled == before
+
+
+@in_workers
+async def test_large_results_are_not_sent_together_for_long() -> None:
+    async with open_pool(2, max_tasks=10_000) as pool:
+        for _ in range(20):
+            assert (
+                await ended([asyncio.create_task(pool.run(bytes, 5000)) for _ in range(100)])
+                == [bytes(5000)] * 100
+            )
+        assert pool.statistics().bundled < 100
+        assert sum(worker.tasks_done for worker in pool.workers) == 2000
+
+
+@in_workers
+async def test_one_whose_answer_cannot_be_sent_fails_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+    calls: list[Call] = [(note, path, str(number)) for number in range(6)]
+    calls[2] = (open_many, 300)
+    async with open_pool() as pool:
+        outcomes = await bundled(pool, calls)
+        assert "file descriptors" in str(outcomes.pop(2))
+        assert outcomes == path.read_text().split() == ["0", "1", "3", "4", "5"]
+
+
+@in_workers
+async def test_exceptions_as_odd_as_they_like_disturb_nobody() -> None:
+    calls: list[Call] = [
+        (support.echo, 0),
+        (support.fail, OddError()),
+        (fail_with_odd_note,),
+        (OddResult,),
+        (support.echo, 4),
+    ]
+    async with open_pool() as pool:
+        zero, *odd, four = await bundled(pool, calls)
+        assert (zero, four) == (0, 4)
+        assert [type(error).__name__ for error in odd] == ["OddError", "RemoteError", "DecodeError"]
+        assert odd[1].notes == ("a note",)
+        assert await bundled(pool, [NOTHING] * 5) == [None] * 5
 
 
 @in_workers
@@ -288,6 +330,18 @@ async def test_a_death_while_one_takes_long(reports: Reports, tmp_path: Path) ->
         assert path.read_text().split() == ["0", "1", "3", "4", "5"]
 
 
+@in_workers
+async def test_those_that_come_back_are_given_out_before_later_ones(reports: Reports) -> None:
+    async with open_pool() as pool:
+        calls: list[Call] = [(support.ask, reports.address), *[(support.echo, n) for n in range(5)]]
+        tasks = await begin_bundle(pool, calls)
+        later = asyncio.create_task(pool.run(support.ask, reports.address, "later"))
+        reports.answer(await reports.next("started"), "first")
+        assert await ended(tasks) == ["first", 0, 1, 2, 3, 4]
+        reports.answer(await reports.next("later"))
+        assert await ended([later]) == ["go"]
+
+
 # -- giving up ---------------------------------------------------------------------------------
 
 
@@ -326,6 +380,36 @@ async def test_one_that_looks_sees_that_it_was_given_up(reports: Reports) -> Non
         await reports.next("saw it")
         assert await ended([tasks[0], tasks[2]]) == [0, 2]
         assert pool.workers[0].pid == report.pid
+
+
+@in_workers
+async def test_one_that_is_awaited_is_cancelled_where_it_waits(reports: Reports) -> None:
+    async with open_pool(grace=LIMIT) as pool:
+        calls: list[Call] = [
+            (support.echo, 0),
+            (support.ask_async, reports.address),
+            (support.echo, 2),
+        ]
+        tasks = await begin_bundle(pool, calls)
+        report = await reports.next("started")
+        tasks[1].cancel()
+        await reports.next("cancelled")
+        assert await ended([tasks[0], tasks[2]]) == [0, 2]
+        assert pool.workers[0].pid == report.pid
+
+
+@in_workers
+async def test_a_call_that_has_ended_does_not_take_another_s_end_for_its_own(
+    reports: Reports,
+) -> None:
+    async with open_pool(grace=LIMIT) as pool:
+        assert await bundled(pool, [(keep_call,), NOTHING]) == [None, None]
+        tasks = await begin_bundle(pool, [(support.look_until_cancelled, reports.address), NOTHING])
+        await reports.next("started")
+        tasks[0].cancel()
+        await reports.next("saw it")
+        await ended(tasks)
+        assert await pool.run(kept_is_cancelled) is False
 
 
 @pytest.mark.parametrize("wait_first", [False, True], ids=["at once", "when it was seen to hang"])
@@ -384,12 +468,15 @@ async def test_leaving_without_draining_ends_a_bundle(reports: Reports) -> None:
 
 
 @in_workers
-async def test_a_process_that_a_task_forks_has_no_part_in_it(reports: Reports) -> None:
+async def test_a_process_that_a_task_forks_has_no_part_in_it(
+    reports: Reports, tmp_path: Path
+) -> None:
+    path = tmp_path / "ran"
     async with open_pool() as pool:
         calls: list[Call] = [
             (fork_and_return, reports.address),
-            (support.echo, "the twin's"),
-            (support.echo, "the twin's"),
+            (note, path, "1"),
+            (note, path, "2"),
         ]
         twin, *_ = await bundled(pool, calls)
         twin_s = await reports.next("forked")
@@ -401,7 +488,8 @@ async def test_a_process_that_a_task_forks_has_no_part_in_it(reports: Reports) -
         os.kill(report.pid, signal.SIGKILL)
         died, *results = await ended([asking, *others])
         assert isinstance(died, WorkerDied)
-        assert results == ["the twin's"] * 2
+        assert results == ["1", "2"]
+        assert path.read_text().split() == ["1", "2"] * 2
         assert pool.statistics().moved == 2
 
 
@@ -424,3 +512,50 @@ def fork_and_return(address: bytes) -> int:
     if not twin:
         support.ask(address, "forked")
     return twin
+
+
+def open_many(count: int) -> list[Fd]:
+    """More descriptors than a message may have."""
+    return [Fd(os.open(os.devnull, os.O_RDONLY)) for _ in range(count)]
+
+
+class OddError(Exception):
+    """Its description is of no use."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+    __str__ = __repr__
+
+
+class OddNote(str):
+    """It unpickles as badly as it can."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return support.fail, (ValueError("unpickling a note"),)
+
+
+class OddResult:
+    """It cannot be unpickled, and the error cannot be shown."""
+
+    def __reduce__(self) -> Any:
+        return support.fail, (OddError(),)
+
+
+def fail_with_odd_note() -> None:
+    error = ValueError("noted")
+    error.add_note(OddNote("a note"))
+    raise error
+
+
+kept: list[Any] = []
+
+
+def keep_call() -> None:
+    kept.append(current_call())
+
+
+def kept_is_cancelled() -> bool:
+    return bool(kept[0].cancelled)
