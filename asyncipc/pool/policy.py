@@ -40,7 +40,7 @@ CHUNK_BYTES: Final = 1024 * 1024
 CHUNK_GROWTH: Final = 128
 
 # Chunks that each worker gets at least, where the number of items is known.
-CHUNKS_PER_WORKER: Final = 8
+CHUNKS_PER_WORKER: Final = 7
 
 # The most by which limits of tasks differ, so that workers do not all go at once.
 JITTER: Final = 0.1
