@@ -32,6 +32,7 @@ class Bundle:
 
     :param slot: of the ledger
     :ivar quick: nothing in it is known to take longer than it should
+    :ivar stopping: the task for which the worker is being ended, if it does not stop before
     :ivar unaccounted: how many of its tasks the worker is not known to have ended
     """
 
@@ -46,6 +47,7 @@ class Bundle:
         "answer_id",
         "quick",
         "slot",
+        "stopping",
         "unaccounted",
     )
 
@@ -64,6 +66,7 @@ class Bundle:
         self.slot: int = slot
         self.answer_id: int = 0
         self.quick: bool = True
+        self.stopping: int | None = None
         self.unaccounted: int = len(tasks)
         self._keys = [task.work.key for task in tasks]
 

@@ -131,6 +131,8 @@ class Jobs:
 
     def _run_waiting(self) -> None:
         self._is_scheduled = False
+        if self._is_ending():
+            return  # the loop is being left: what waits has not begun, and is another worker's
         try:
             call_outside(self._loop, self._take_turn)
         finally:

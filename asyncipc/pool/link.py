@@ -360,17 +360,20 @@ class Link:
     # -- the ladder ------------------------------------------------------------------------
 
     def _climb(self, what: Assignment | Bundle | int) -> None:
+        if isinstance(what, Bundle):
+            at = what.unwanted
+            if at is None:
+                return  # the worker has gone on meanwhile
+            if what in self._ladders and at != what.stopping:
+                self._ladders.pop(what).cancel()  # it was for another task, which has ended
+            what.stopping = at
         if what not in self._ladders:
-            of_bundle = what.unwanted if isinstance(what, Bundle) else None
-            self._ladders[what] = self._loop.call_later(
-                self._grace, self._terminate, what, of_bundle
-            )
+            self._ladders[what] = self._loop.call_later(self._grace, self._terminate, what)
 
-    def _terminate(self, what: Assignment | Bundle | int, of_bundle: int | None) -> None:
-        if isinstance(what, Bundle) and (of_bundle is None or what.unwanted != of_bundle):
-            del self._ladders[what]  # the worker is at another task of it by now, which has its own
-            if what.unwanted is not None:
-                self._climb(what)
+    def _terminate(self, what: Assignment | Bundle | int) -> None:
+        if isinstance(what, Bundle) and what.unwanted != what.stopping:
+            del self._ladders[what]
+            self._climb(what)
             return
         # It may still answer, which saves it no longer.
         self.seat.is_doomed = True

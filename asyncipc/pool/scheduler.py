@@ -9,6 +9,7 @@ Layer 4, inside the pool. Above: the pool. Below: link, roster, policy, task.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from asyncipc.errors import Busy, PoolClosed, PoolError
@@ -251,8 +252,14 @@ class Scheduler:
         self.give_out()
 
     def _put_back(self, tasks: Sequence[PoolTask[Any]]) -> None:
-        """They were given before all that wait, and are given out before them."""
-        for task in sorted(tasks, key=_number, reverse=True):
+        """Let them wait again, in the order in which all were given."""
+        last = max(map(_number, tasks), default=-1)
+        # Others may have come back a moment before.
+        before = [task for _, task in takewhile(lambda item: item[0] < last, self._waiting.items())]
+        for task in sorted([*tasks, *before], key=_number, reverse=True):
+            if task.number in self._waiting:
+                self._waiting.move_to_end(task.number, last=False)
+                continue
             if task.done():
                 continue
             self._waiting[task.number] = task

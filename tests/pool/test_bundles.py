@@ -11,7 +11,16 @@ from typing import Any
 import numpy
 import pytest
 
-from asyncipc import EncodeError, Fd, Pool, RemoteError, WorkerDied, current_call, progress
+from asyncipc import (
+    EncodeError,
+    Fd,
+    Pool,
+    RemoteError,
+    TaskTimeout,
+    WorkerDied,
+    current_call,
+    progress,
+)
 from asyncipc.pool.ledger import MAX_BUNDLE, SLOT_SIZE
 from asyncipc.pool.payload import dump_function
 from asyncipc.pool.policy import MAX_AHEAD
@@ -76,6 +85,11 @@ def note(path: Path, text: str) -> str:
     with path.open("a") as file:
         file.write(f"{text}\n")
     return text
+
+
+def note_and_fail(path: Path, text: str) -> None:
+    note(path, text)
+    raise ValueError(text)
 
 
 # -- outcomes ----------------------------------------------------------------------------------
@@ -434,6 +448,27 @@ async def test_one_that_does_not_stop_is_ended_with_its_worker_and_the_others_go
         _, error = await watch.next_died()
         assert isinstance(error, WorkerDied)
         assert pool.statistics().workers_died == 1
+
+
+@in_workers
+async def test_what_waits_behind_one_that_is_ended_is_not_begun_by_the_dying_worker(
+    reports: Reports, tmp_path: Path
+) -> None:
+    """Alone or together: it would run again in the next worker."""
+    path = tmp_path / "ran"
+    async with open_pool(grace=0.05) as pool:
+        await make_known(pool)
+        stuck = asyncio.create_task(pool.run(call, support.ask, reports.address, timeout=1.0))
+        alone = [
+            asyncio.create_task(pool.run(call, note_and_fail, path, str(number), timeout=LIMIT))
+            for number in range(8)
+        ]
+        together = start(pool, [(note_and_fail, path, str(number)) for number in range(8, 16)])
+        await reports.next("started")
+        outcomes = await ended([stuck, *alone, *together])
+        assert isinstance(outcomes.pop(0), TaskTimeout)
+        assert [str(error) for error in outcomes] == [str(number) for number in range(16)]
+        assert sorted(map(int, path.read_text().split())) == [*range(16)]
 
 
 @in_workers
