@@ -50,7 +50,6 @@ MAX_LINES = 400
 # (module, function): why it may wait for time to pass. Nothing else may.
 SLEEPERS = {
     ("asyncipc.peer.connecting", "retry"): "no event tells that somebody has begun to listen",
-    ("asyncipc.pool.bundle_runner", "_cancel_when_given_up"): "a flag in a ledger wakes nobody",
 }
 
 

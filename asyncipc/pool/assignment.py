@@ -15,6 +15,7 @@ from asyncipc.errors import (
 )
 from asyncipc.pool.carrier import Carrier
 from asyncipc.pool.descriptors import drop_descriptors
+from asyncipc.pool.ledger import size_in_ledger
 from asyncipc.pool.payload import dump
 from asyncipc.pool.protocol import RESULT
 from asyncipc.pool.task import PoolTask, timed_out
@@ -64,7 +65,7 @@ class Assignment:
         """The worker answered; with nothing where what it had to say were items."""
         kind, seconds, *dumped = answer or _NO_RESULT
         if self.work.fits_bundle:
-            self._carrier.gave(self.work.key, dumped if kind == RESULT else ())
+            self._carrier.gave(self.work.key, size_in_ledger(dumped) if kind == RESULT else 1)
         task = self._end(seconds)
         if task is None:
             drop_descriptors(dumped)

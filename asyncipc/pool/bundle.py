@@ -7,13 +7,14 @@ can be given up on its own.
 Layer 4, inside the pool. Above: link. Below: carrier, ledger, task.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
 from asyncipc.errors import RequestRefused, SessionClosed
 from asyncipc.pool.carrier import Carrier
 from asyncipc.pool.descriptors import drop_descriptors
-from asyncipc.pool.ledger import Ledger
+from asyncipc.pool.ledger import ROOM, Ledger, size_in_ledger
 from asyncipc.pool.payload import load, load_failure
 from asyncipc.pool.protocol import FAILURE, RESULT
 from asyncipc.pool.task import PoolTask
@@ -32,6 +33,7 @@ class Bundle:
 
     :param slot: of the ledger
     :ivar quick: nothing in it is known to take longer than it should
+    :ivar is_awaited: the worker awaits the task that it is at, and can cancel it
     :ivar stopping: the task for which the worker is being ended, if it does not stop before
     :ivar unaccounted: how many of its tasks the worker is not known to have ended
     """
@@ -45,6 +47,7 @@ class Bundle:
         "_tasks",
         "_told",
         "answer_id",
+        "is_awaited",
         "quick",
         "slot",
         "stopping",
@@ -67,6 +70,7 @@ class Bundle:
         self.answer_id: int = 0
         self.quick: bool = True
         self.stopping: int | None = None
+        self.is_awaited: bool = False
         self.unaccounted: int = len(tasks)
         self._keys = [task.work.key for task in tasks]
 
@@ -108,12 +112,12 @@ class Bundle:
         self._tell_noted(ended - bool(last))
         if last:
             kind, *outcome = last
-            self._carrier.gave(self._keys[ended - 1], outcome, fits=False)
+            self._carrier.gave(self._keys[ended - 1], ROOM)
             self._tell_next(kind, outcome)
         if slowest >= 0:
             self._carrier.took(self._keys[slowest], seconds)
         if is_awaited:
-            self._carrier.gave(self._keys[ended - 1], [], fits=None)
+            self._carrier.gave(self._keys[ended - 1], math.inf)
         self._end()
 
     def set_exception(self, error: Exception, /) -> None:
@@ -170,8 +174,9 @@ class Bundle:
         outcomes = self._ledger.outcomes(self.slot, self._told, count)
         if not outcomes:
             return
-        largest = max(outcomes, key=_size)
-        self._carrier.gave(self._keys[self._told + outcomes.index(largest)], largest[1:])
+        sizes = [size_in_ledger([pickled]) for _, pickled in outcomes]
+        largest = max(sizes)
+        self._carrier.gave(self._keys[self._told + sizes.index(largest)], largest)
         for kind, pickled in outcomes:
             task = self._take_next()
             if task is None:
@@ -200,7 +205,3 @@ class Bundle:
         if task is not None:
             task.holder = None
         return task
-
-
-def _size(outcome: tuple[int, bytes]) -> int:
-    return len(outcome[1])

@@ -3,7 +3,6 @@
 Layer 4, inside the pool. Above: jobs. Below: ledger, payload.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from time import perf_counter
@@ -23,10 +22,6 @@ LONGEST: Final = 0.001
 
 # The parts of an outcome that is a result with nothing beside its pickle.
 KIND_AND_PICKLE: Final = 2
-
-# Seconds between two looks whether a task that is awaited was given up. The ledger wakes nobody;
-# and such a function is in a bundle once, and then never again.
-LOOK_INTERVAL: Final = 0.01
 
 
 class Ran(NamedTuple):
@@ -70,6 +65,7 @@ class BundleRunner:
     :param functions: those that the worker knows
     :param owner: of the calls
     :param is_ending: whether this process was asked to end
+    :ivar on_await: called with the slot of a bundle whose task is being awaited
     """
 
     def __init__(
@@ -79,6 +75,7 @@ class BundleRunner:
         self._owner = owner
         self._is_ending = is_ending
         self._is_twin = False
+        self.on_await: Callable[[int], object] = _ignore
         self.ledger: Ledger | None = None  # what the application gave, which only then has bundles
 
     def disown(self) -> None:
@@ -118,7 +115,7 @@ class BundleRunner:
             if now - began >= longest:
                 slowest, longest = index, now - began
             if not isinstance(outcome, list):
-                return context, self._await(call, outcome, index, began)
+                return context, self._await(call, outcome, slot, index, began)
             if not _note(ledger, slot, index, outcome):
                 return context, Ran(index + 1, slowest, longest, False, outcome)
         return Context(), Ran(count, slowest, longest, False, [])
@@ -143,10 +140,10 @@ class BundleRunner:
         return outcome
 
     async def _await(
-        self, call: Call, work: Coroutine[Any, Any, Any], index: int, began: float
+        self, call: Call, work: Coroutine[Any, Any, Any], slot: int, index: int, began: float
     ) -> Ran:
-        """Await the last task."""
-        watching = asyncio.create_task(_cancel_when_given_up(call, asyncio.current_task()))
+        """Await the last task; cancelling the bundle cancels it, and it alone."""
+        self.on_await(slot)
         try:
             result = await work
             outcome = [RESULT, *dump_outcome(result, f"the result of {call.method}")]
@@ -154,8 +151,6 @@ class BundleRunner:
             if self._is_ending():
                 raise
             outcome = [FAILURE, *dump_failure(error)]
-        finally:
-            watching.cancel()
         call.finished = True
         return Ran(index + 1, index, perf_counter() - began, True, outcome)
 
@@ -165,16 +160,13 @@ class BundleRunner:
             raise SystemExit
 
 
-async def _cancel_when_given_up(call: Call, task: asyncio.Task[Any] | None) -> None:
-    while not call.cancelled:  # noqa: ASYNC110 - a flag in a ledger wakes nobody
-        await asyncio.sleep(LOOK_INTERVAL)
-    if task is not None:
-        task.cancel()
-
-
 def _note(ledger: Ledger, slot: int, index: int, outcome: list[Any]) -> bool:
     """Write down how a task has ended, if there is room for it in the ledger."""
     if outcome[0] == FAILURE:
         return ledger.note(slot, index, FAILURE, dump(outcome[1:])[0])
     # What stands beside the pickle has no place there.
     return len(outcome) == KIND_AND_PICKLE and ledger.note(slot, index, RESULT, outcome[1])
+
+
+def _ignore(_slot: int) -> None:
+    """Nobody wants to know."""

@@ -52,8 +52,5 @@ class Carrier(Protocol):
     def took(self, key: bytes | None, seconds: float) -> None:
         """A task took so long (for the key see `asyncipc.pool.work.Work`)."""
 
-    def gave(self, key: bytes | None, result: Sequence[Any], *, fits: bool | None = True) -> None:
-        """A task gave this result, as `asyncipc.pool.payload.dump` made it.
-
-        :param fits: whether the ledger had room for it; None: it will never be one for a bundle
-        """
+    def gave(self, key: bytes | None, size: float) -> None:
+        """What it gave has so many bytes in a ledger; infinite where it is none for bundles."""

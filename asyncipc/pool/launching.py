@@ -21,7 +21,7 @@ from asyncipc.pool.policy import task_limit
 from asyncipc.pool.protocol import RESULT
 from asyncipc.pool.roster import Seat
 from asyncipc.pool.starting import Started, Starter
-from asyncipc.pool.worker import BEGIN, LOG, STAGE, TOO_LARGE, WorkerSetup, new_settings
+from asyncipc.pool.worker import AWAITING, BEGIN, LOG, STAGE, TOO_LARGE, WorkerSetup, new_settings
 from asyncipc.session.handlers import Handlers
 from asyncipc.session.session import Session
 from asyncipc.session.settings import SessionSettings
@@ -142,6 +142,7 @@ class Launch:
             grace=grace,
         )
         handlers.on_notification(TOO_LARGE)(partial(self._too_large, link))
+        handlers.on_notification(AWAITING)(link.awaits)
         return link
 
     def _enter(self, stage: str) -> None:

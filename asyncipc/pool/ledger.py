@@ -9,10 +9,11 @@ Layer 4, inside the pool. Above: bundle (the application's side), bundle_runner 
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-__all__ = ["MAX_BUNDLE", "ROOM", "SLOTS", "Ledger", "new_memory"]
+__all__ = ["MAX_BUNDLE", "ROOM", "SLOTS", "Ledger", "new_memory", "size_in_ledger"]
 
 # Bundles that a worker may have: one that it is at, and one that waits, so that it never does.
 SLOTS: Final = 2
@@ -109,6 +110,13 @@ class Ledger:
         words[first + BORDERS + index + 1] = end
         words[first] = index + 1  # at last, so that who sees it sees the rest
         return True
+
+
+def size_in_ledger(result: Sequence[object]) -> int:
+    """Bytes of a result as `asyncipc.pool.payload.dump` made it, or what none can have."""
+    pickled = result[0]
+    assert isinstance(pickled, bytes)
+    return ROOM if len(result) > 1 else 1 + len(pickled)
 
 
 def new_memory() -> int:

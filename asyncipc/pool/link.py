@@ -8,7 +8,6 @@ roster, session.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
@@ -21,7 +20,7 @@ from asyncipc.errors import (
 )
 from asyncipc.pool.assignment import Assignment
 from asyncipc.pool.bundle import LONGEST_LOOK_INTERVAL, LOOK_INTERVAL, Bundle
-from asyncipc.pool.ledger import ROOM, SLOTS, Ledger
+from asyncipc.pool.ledger import SLOTS, Ledger
 from asyncipc.pool.protocol import BUNDLE, STREAM
 from asyncipc.pool.roster import Seat
 from asyncipc.pool.starting import Started
@@ -183,6 +182,16 @@ class Link:
         self.is_slow(given)
         if self.has_begun(given):
             self._climb(given)
+        if isinstance(given, Bundle) and given.is_awaited:
+            self._calls.abandon(given.answer_id)
+
+    def awaits(self, slot: int) -> None:
+        """The worker awaits a task of a bundle, which none that is for bundles makes it do."""
+        first = self._assigned[0] if self._assigned else None
+        if isinstance(first, Bundle) and first.slot == slot:
+            first.is_awaited = True
+            if first.unwanted is not None:
+                self.stop(first)
 
     def is_slow(self, given: Assignment | Bundle) -> None:
         """Something that was to be over in a moment is not."""
@@ -237,16 +246,10 @@ class Link:
         if key is not None:
             self.owner.took(key, seconds)
 
-    def gave(self, key: bytes | None, result: Sequence[Any], *, fits: bool | None = True) -> None:
+    def gave(self, key: bytes | None, size: float) -> None:
         """See `asyncipc.pool.carrier.Carrier`."""
-        if key is None:
-            return
-        if fits is None:
-            self.owner.gave(key, math.inf)
-        elif not fits or len(result) > 1:
-            self.owner.gave(key, ROOM)
-        else:
-            self.owner.gave(key, 1 + len(result[0]) if result else 1)
+        if key is not None:
+            self.owner.gave(key, size)
 
     def returned(self, task: PoolTask[Any]) -> None:
         """See `asyncipc.pool.carrier.Carrier`."""

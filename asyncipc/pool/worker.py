@@ -49,7 +49,17 @@ from asyncipc.wire.framing import new_read_buffer
 from asyncipc.wire.handshake import Role
 from asyncipc.wire.msgpack_codec import MessagePack
 
-__all__ = ["BEGIN", "LOG", "STAGE", "TOO_LARGE", "WorkerSetup", "main", "new_settings", "serve"]
+__all__ = [
+    "AWAITING",
+    "BEGIN",
+    "LOG",
+    "STAGE",
+    "TOO_LARGE",
+    "WorkerSetup",
+    "main",
+    "new_settings",
+    "serve",
+]
 
 # The request that makes a worker ready, and the notifications it sends.
 BEGIN: Final = "asyncipc/begin"
@@ -57,6 +67,7 @@ OWN_METHODS: Final = frozenset({BEGIN, RUN, MAP, STREAM, BUNDLE})
 LOG: Final = "asyncipc/log"
 STAGE: Final = "asyncipc/stage"
 TOO_LARGE: Final = "asyncipc/too_large"
+AWAITING: Final = "asyncipc/awaiting"
 
 # Log records of threads that may wait for the main thread.
 MAX_FROM_THREADS: Final = 10_000
@@ -191,6 +202,7 @@ class _Worker:
         self._notifications = exchange.notifications
         self._outbox = exchange.outbox
         self._jobs.before_answer = self._post_from_threads
+        self._jobs.bundles.on_await = partial(self._post, AWAITING)
         for method in (RUN, MAP, BUNDLE):
             self._handlers.requests.add(Handler(method, self._jobs.receive, deferred=True))
         self._handlers.requests.add(Handler(STREAM, generators.stream))
