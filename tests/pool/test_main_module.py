@@ -15,7 +15,8 @@ import asyncio, os, sys
 from dataclasses import dataclass
 import asyncipc
 
-print("body", __name__, flush=True)
+# In one write, also where output is not buffered: workers may do it at the same time.
+print(f"body {__name__}\\n", end="", flush=True)
 
 @dataclass
 class Point:
