@@ -171,7 +171,7 @@ def test_a_source_that_becomes_slow_is_noticed_after_a_few_items() -> None:
                 spin(0.0001)
 
     source = source_of(items(), exact=False)
-    while not source.is_slow:
+    while not (source.is_slow and taken > 50_000):  # where it is not, the machine was
         source.take(10_000, perf_counter() + TURN)
     assert taken <= 60_000 + MAX_STEP
     taken_so_far = taken
