@@ -33,7 +33,7 @@ class Bundle:
 
     :param slot: of the ledger
     :ivar quick: nothing in it is known to take longer than it should
-    :ivar is_awaited: the worker awaits the task that it is at, and can cancel it
+    :ivar is_awaited: the worker awaits the task that it is at, and was not asked to cancel it
     :ivar stopping: the task for which the worker is being ended, if it does not stop before
     :ivar unaccounted: how many of its tasks the worker is not known to have ended
     """

@@ -183,6 +183,7 @@ class Link:
         if self.has_begun(given):
             self._climb(given)
         if isinstance(given, Bundle) and given.is_awaited:
+            given.is_awaited = False  # it is asked once: it may take its time to clean up
             self._calls.abandon(given.answer_id)
 
     def awaits(self, slot: int) -> None:
